@@ -1,0 +1,36 @@
+# Debian packages (installed by ./setup).
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(fmt REQUIRED)
+find_package(GTest REQUIRED)
+find_package(Threads REQUIRED)
+find_package(LibLZMA REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
+
+# libtorch out of the PyPI wheel. Imported targets of our own: find_package(Torch) needs a newer CMake as soon as nvcc
+# is on the PATH, and refuses this wheel where nvcc is missing.
+set(INDEXCACHE_TORCH_ROOT "" CACHE PATH "The torch package's folder; default: the one in .venv")
+if(NOT INDEXCACHE_TORCH_ROOT)
+  file(GLOB torch_candidates ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+  list(LENGTH torch_candidates torch_count)
+  if(NOT torch_count EQUAL 1)
+    message(FATAL_ERROR "torch not found under ${CMAKE_SOURCE_DIR}/.venv: run ./setup first, or set INDEXCACHE_TORCH_ROOT")
+  endif()
+  set(INDEXCACHE_TORCH_ROOT ${torch_candidates})
+endif()
+
+add_library(indexcache_torch INTERFACE)
+target_include_directories(indexcache_torch SYSTEM INTERFACE
+  ${INDEXCACHE_TORCH_ROOT}/include ${INDEXCACHE_TORCH_ROOT}/include/torch/csrc/api/include)
+target_link_directories(indexcache_torch INTERFACE ${INDEXCACHE_TORCH_ROOT}/lib)
+target_link_libraries(indexcache_torch INTERFACE torch_cpu c10)
+target_link_options(indexcache_torch INTERFACE -Wl,-rpath,${INDEXCACHE_TORCH_ROOT}/lib)
+if(INDEXCACHE_CUDA)
+  # --no-as-needed: nothing refers to torch_cuda by name; its kernels register themselves when it is loaded. Its own
+  # dependencies are found at run time through its rpath, so the linker need not resolve them.
+  target_link_options(indexcache_torch INTERFACE -Wl,--no-as-needed -Wl,--allow-shlib-undefined)
+  target_link_libraries(indexcache_torch INTERFACE torch_cuda c10_cuda torch)
+endif()

@@ -1,0 +1,16 @@
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+find_program(CCACHE ccache)
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+add_library(indexcache_flags INTERFACE)
+target_compile_options(indexcache_flags INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas)
+if(INDEXCACHE_SANITIZE)
+  add_compile_options(-fsanitize=${INDEXCACHE_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${INDEXCACHE_SANITIZE})
+endif()

@@ -1,0 +1,31 @@
+// indexcache VERB MODEL ...: parses the command line, runs one verb, maps errors to exit codes.
+//   0 done   1 bad input (one line on stderr)   2 bad command line   3 the machine failed
+#include <fmt/format.h>
+
+#include <vector>
+
+#include "cli/verbs.h"
+#include "indexcache/base/error.h"
+
+int main(int argc, char** argv) {
+  using namespace indexcache::cli;
+  CLI::App app("indexcache: find, train, prove and run cross-layer index sharing for DSA models",
+               "indexcache");
+  app.require_subcommand(1);
+  app.fallthrough();
+  // In the order of --help.
+  const std::vector<void (*)(CLI::App&)> verbs = {};
+  for (const auto add : verbs) add(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const indexcache::InputError& error) {
+    fmt::print(stderr, "indexcache: {}\n", error.what());
+    return 1;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "indexcache: {}\n", error.what());
+    return 3;
+  }
+}

@@ -1,0 +1,44 @@
+// Options that several verbs share, spelled and checked once.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "indexcache/checkpoint/checkpoint.h"
+#include "indexcache/data/text.h"
+#include "indexcache/model/model.h"
+
+namespace indexcache::cli {
+
+// MODEL [--device cpu|cuda] [--dtype fp32|bf16] [--latent-norm-eps X] [--threads N]
+struct ModelArguments {
+  std::filesystem::path folder;
+  std::string device = "cpu";
+  std::string dtype = "fp32";
+  std::optional<double> latent_norm_eps;
+  int threads = 0;  // 0: all cores
+
+  void add_to(CLI::App& app);
+  // Applies --threads, opens the checkpoint (printing its notices to stderr), loads the weights.
+  Checkpoint open() const;
+  Model load(const Checkpoint& checkpoint) const;
+};
+
+// --text FILE [--context N] [--sequences N] [--seed N] [--tasks SHARE]
+struct TextArguments {
+  std::filesystem::path file;
+  SequenceOptions sequences;
+
+  void add_to(CLI::App& app);
+  std::vector<Sequence> read(const Tokenizer& tokenizer) const;
+};
+
+// The pattern that --pattern TEXT names for a model: "model", the grammar of Pattern::parse, or
+// FILE[:KEEP] (a pattern file).
+Pattern resolve_pattern(const std::string& text, const Model& model);
+
+Tokenizer read_tokenizer(const std::filesystem::path& model_folder);
+
+}  // namespace indexcache::cli

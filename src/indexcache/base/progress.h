@@ -1,0 +1,38 @@
+// Progress of long work: one redrawn line with rate and time left on a terminal, a plain line every
+// few seconds in a log.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace indexcache {
+
+class Progress {
+ public:
+  // `what` names the work, `unit` one step of it ("evaluations"). `done` is where a resumed run
+  // starts; its share of the time is not counted into the rate. Writes to `stream`; nullptr is
+  // silent.
+  Progress(std::string what, std::string unit, int64_t total, int64_t done = 0,
+           std::FILE* stream = stderr);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  // Sets the steps done so far (and, where the work is re-estimated, the total); `note` is a short
+  // remark, such as the loss.
+  void update(int64_t done, const std::string& note = "");
+  void set_total(int64_t total) { total_ = total; }
+
+ private:
+  void draw(bool last);
+
+  std::string what_, unit_, note_;
+  int64_t total_, done_, first_;
+  std::FILE* stream_;
+  bool terminal_;
+  std::chrono::steady_clock::time_point start_, drawn_;
+};
+
+}  // namespace indexcache

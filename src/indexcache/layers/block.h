@@ -1,0 +1,54 @@
+// One decoder layer: a struct of weights in, tensors out. Spec 2.6.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <variant>
+
+#include "indexcache/layers/indexer.h"
+#include "indexcache/layers/mla.h"
+#include "indexcache/layers/moe.h"
+#include "indexcache/layers/rope.h"
+
+namespace indexcache {
+
+struct BlockShape {
+  MlaShape mla;
+  IndexerShape indexer;
+  MoeShape moe;
+  double rms_norm_eps = 1e-6;
+};
+
+struct BlockWeights {
+  at::Tensor input_norm;  // [hidden]
+  MlaWeights mla;
+  std::optional<IndexerWeights> indexer;  // none: the layer can only be Shared
+  at::Tensor post_attention_norm;         // [hidden]
+  std::variant<MlpWeights, MoeWeights> mlp;
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight, mean in fp32.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+at::Tensor feed_forward(const at::Tensor& x, const BlockWeights& weights, const BlockShape& shape,
+                        at::Tensor* expert_load = nullptr);
+
+// What earlier tokens left for this layer: rows [0, first_position) are filled, forward appends its
+// own.
+struct BlockCache {
+  at::Tensor latents;     // [capacity, kv_lora_rank + rope]
+  at::Tensor index_keys;  // [capacity, index_head_dim]; undefined for a Shared layer
+};
+
+// Inference over one chunk of one sequence: hidden [T, hidden] of tokens first_position ..
+// first_position + T - 1. `source_set` [T, k] int32 makes the layer Shared; without it the layer is
+// Full: it runs its own indexer and leaves its index set in `own_set`. The absorbed form. Not
+// differentiable.
+at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
+                         const BlockWeights& weights, const BlockShape& shape,
+                         const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
+                         at::Tensor* own_set);
+
+}  // namespace indexcache

@@ -1,0 +1,86 @@
+// Model: a checkpoint's weights on a device, and the forward pass under any pattern.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "indexcache/cache/sequence_cache.h"
+#include "indexcache/checkpoint/checkpoint.h"
+#include "indexcache/layers/block.h"
+#include "indexcache/policy/pattern.h"
+
+namespace indexcache {
+
+struct ModelOptions {
+  at::Device device = at::kCPU;
+  at::ScalarType dtype =
+      at::kFloat;  // fp32 or bf16; router, selection bias and weights_proj stay fp32
+  // q_a_layernorm and kv_a_layernorm of GLM: rms_norm_eps unless given (spec 2.1; 1e-6 compares
+  // with transformers).
+  std::optional<double> latent_norm_eps;
+};
+
+// The weights alone: what the trainer optimises and the forward pass reads.
+struct ModelWeights {
+  at::Tensor embedding;  // [vocab, hidden]
+  std::vector<BlockWeights> blocks;
+  at::Tensor final_norm;  // [hidden]
+  at::Tensor head;        // [vocab, hidden]; the embedding itself if tied
+};
+
+// Called with each Full layer's index set of a chunk: [T, k] int32, absolute positions.
+using IndexSetObserver = std::function<void(int layer, const at::Tensor& index_set)>;
+
+class Model {
+ public:
+  static Model load(const Checkpoint& checkpoint, const ModelOptions& options);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelOptions& options() const { return options_; }
+  const ModelWeights& weights() const { return weights_; }
+  int num_layers() const { return config_.num_layers; }
+  bool has_indexer(int layer) const { return weights_.blocks[layer].indexer.has_value(); }
+  // All-Full where every layer has a usable indexer, else the checkpoint's own schedule: what
+  // patterns are compared with.
+  Pattern baseline() const;
+  // Throws InputError naming the layers if `pattern` needs an indexer that the checkpoint lacks.
+  void check_pattern(const Pattern& pattern) const;
+  CacheShape cache_shape() const;
+  SequenceCache make_cache(const Pattern& pattern, std::int64_t capacity) const;
+
+  // --- The whole forward pass: appends tokens to the cache in chunks of `chunk` and returns their
+  // last hidden states [T, hidden] (before the final norm). tokens [T] int64, any device.
+  at::Tensor forward(const at::Tensor& tokens, SequenceCache& cache, std::int64_t chunk = 2048,
+                     const IndexSetObserver& observer = {}) const;
+
+  // --- Its parts, for those who walk the layers themselves (the pattern trie).
+  at::Tensor embed(const at::Tensor& tokens) const;  // [T, hidden]
+  // One layer over one chunk; arguments as block_forward.
+  at::Tensor run_layer(int layer, const at::Tensor& hidden, std::int64_t first_position,
+                       BlockCache& cache, const at::Tensor& source_set, at::Tensor* own_set) const;
+  // A cache of one layer alone. Full layers have index keys.
+  BlockCache make_layer_cache(bool full, std::int64_t capacity) const;
+
+  // Final norm and head: [T, vocab] fp32.
+  at::Tensor logits(const at::Tensor& hidden) const;
+  // -log p(targets) for hidden [T, hidden], targets [T] int64: [T] fp32 on the CPU; chunked, so
+  // that [T, vocab] never exists as a whole.
+  at::Tensor token_losses(const at::Tensor& hidden, const at::Tensor& targets) const;
+
+ private:
+  ModelConfig config_;
+  ModelOptions options_;
+  ModelWeights weights_;
+  BlockShape shape_;
+  at::Tensor inv_freq_;
+};
+
+BlockShape block_shape(const ModelConfig& config, std::optional<double> latent_norm_eps);
+// RoPE frequencies, YaRN applied: [qk_rope_head_dim / 2] fp32 on the CPU.
+at::Tensor rope_frequencies(const ModelConfig& config);
+
+}  // namespace indexcache

@@ -1,0 +1,33 @@
+// sparse_mla: the arguments shared by the reference and the kernels. Torch-free. Semantics in
+// sparse_mla.h.
+#pragma once
+
+#include <cstdint>
+
+#include "indexcache/base/parallel.h"
+
+namespace indexcache {
+
+enum class SparseMlaDType { kFloat32, kBFloat16 };
+
+struct SparseMlaParams {
+  std::int64_t num_queries = 0;  // M
+  std::int64_t num_heads = 0;    // h
+  std::int64_t dim = 0;          // latent + RoPE
+  std::int64_t value_dim = 0;    // latent
+  std::int64_t num_keys = 0;     // N
+  std::int64_t top_k = 0;        // k, entries a row
+  float softmax_scale = 1.0f;
+  SparseMlaDType dtype = SparseMlaDType::kFloat32;
+  const void* q = nullptr;   // [M, h, dim]
+  const void* kv = nullptr;  // [N, dim], rows kv_stride elements apart
+  std::int64_t kv_stride = 0;
+  const std::int32_t* indices = nullptr;  // [M, k]
+  void* out = nullptr;                    // [M, h, value_dim], dtype of q
+  float* lse = nullptr;                   // [M, h]
+};
+
+void sparse_mla_ref(const SparseMlaParams& params);
+void sparse_mla_cpu(const SparseMlaParams& params, const Parallel& parallel);
+
+}  // namespace indexcache
