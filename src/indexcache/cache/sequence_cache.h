@@ -27,6 +27,11 @@ struct CacheBytes {
 };
 CacheBytes cache_bytes_per_token(const CacheShape& shape, const Pattern& pattern);
 
+enum class LayerRole { kFull, kShared };
+
+// One layer's storage for `capacity` tokens, not initialised; index keys only for a Full layer.
+BlockCache make_block_cache(const CacheShape& shape, LayerRole role, std::int64_t capacity);
+
 class SequenceCache {
  public:
   // Holds up to `capacity` tokens. Throws DeviceError, naming the bytes needed and there, if memory

@@ -29,9 +29,8 @@ struct BlockWeights {
   std::variant<MlpWeights, MoeWeights> mlp;
 };
 
-// y = x / sqrt(mean(x^2) + eps) * weight, mean in fp32.
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
-
+// The MLP or the mixture of experts of a layer: x [..., hidden] after post_attention_norm.
+// `expert_load` as in moe_forward; untouched by dense layers. Differentiable.
 at::Tensor feed_forward(const at::Tensor& x, const BlockWeights& weights, const BlockShape& shape,
                         at::Tensor* expert_load = nullptr);
 

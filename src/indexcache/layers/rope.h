@@ -13,18 +13,28 @@ enum class RopeStyle {
   kHalfSplit,    // (x[i], x[i + dim/2]): the indexer of DeepSeek-V3.2
 };
 
-// One row a position: complex64 unit vectors exp(i * pos * inv_freq), [T, dim/2]. Angles are
-// computed in fp32, as every reference stack does; the rotation is done in fp32 and cast back.
+// The model's frequencies: inv_freq [dim / 2] fp32 (YaRN applied) and the factor on the rotated
+// vectors' length (YaRN's mscale / mscale_all_dim; 1 without).
+struct RopeFrequencies {
+  at::Tensor inv_freq;
+  double amplitude = 1.0;
+};
+
+// One row a position: amplitude * exp(i * position * inv_freq), [T, dim / 2] complex64 on
+// inv_freq's device. Angles are computed in fp32, as every reference stack does.
 struct RopeTable {
   at::Tensor rotations;
 };
-
-// inv_freq [dim/2] fp32 (YaRN applied) on the device; positions first .. first + count - 1.
-RopeTable make_rope_table(const at::Tensor& inv_freq, std::int64_t first_position,
+RopeTable make_rope_table(const RopeFrequencies& frequencies, std::int64_t first_position,
                           std::int64_t count);
 
-// x [..., T, dim] or [..., T, heads, dim]: `heads_axis` says which. Differentiable.
-enum class RopeLayout { kTokensLast, kTokensThenHeads };
+// Where the token axis of x stands.
+enum class RopeLayout {
+  kTokens,       // [..., T, dim]
+  kTokensHeads,  // [..., T, heads, dim]
+};
+// The rotation is done in fp32 (double stays double) and cast back to x's dtype. Both styles return
+// each coordinate where it stood. Differentiable.
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table, RopeStyle style,
                       RopeLayout layout);
 

@@ -11,6 +11,7 @@
 #include "indexcache/cache/sequence_cache.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/layers/block.h"
+#include "indexcache/model/load_weights.h"
 #include "indexcache/policy/pattern.h"
 
 namespace indexcache {
@@ -22,14 +23,6 @@ struct ModelOptions {
   // q_a_layernorm and kv_a_layernorm of GLM: rms_norm_eps unless given (spec 2.1; 1e-6 compares
   // with transformers).
   std::optional<double> latent_norm_eps;
-};
-
-// The weights alone: what the trainer optimises and the forward pass reads.
-struct ModelWeights {
-  at::Tensor embedding;  // [vocab, hidden]
-  std::vector<BlockWeights> blocks;
-  at::Tensor final_norm;  // [hidden]
-  at::Tensor head;        // [vocab, hidden]; the embedding itself if tied
 };
 
 // Called with each Full layer's index set of a chunk: [T, k] int32, absolute positions.
@@ -62,8 +55,8 @@ class Model {
   // One layer over one chunk; arguments as block_forward.
   at::Tensor run_layer(int layer, const at::Tensor& hidden, std::int64_t first_position,
                        BlockCache& cache, const at::Tensor& source_set, at::Tensor* own_set) const;
-  // A cache of one layer alone. Full layers have index keys.
-  BlockCache make_layer_cache(bool full, std::int64_t capacity) const;
+  // Storage of one layer alone.
+  BlockCache make_layer_cache(LayerRole role, std::int64_t capacity) const;
 
   // Final norm and head: [T, vocab] fp32.
   at::Tensor logits(const at::Tensor& hidden) const;
@@ -76,11 +69,11 @@ class Model {
   ModelOptions options_;
   ModelWeights weights_;
   BlockShape shape_;
-  at::Tensor inv_freq_;
+  RopeFrequencies rope_;
 };
 
 BlockShape block_shape(const ModelConfig& config, std::optional<double> latent_norm_eps);
-// RoPE frequencies, YaRN applied: [qk_rope_head_dim / 2] fp32 on the CPU.
-at::Tensor rope_frequencies(const ModelConfig& config);
+// YaRN applied; on the CPU. Spec section 2.2.
+RopeFrequencies rope_frequencies(const ModelConfig& config);
 
 }  // namespace indexcache

@@ -1,0 +1,86 @@
+#include "indexcache/layers/block.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+
+#include "indexcache/base/error.h"
+#include "indexcache/base/span.h"
+#include "indexcache/layers/norm.h"
+#include "indexcache/ops/index_topk/index_topk.h"
+#include "indexcache/ops/sparse_mla/sparse_mla.h"
+
+namespace indexcache {
+namespace {
+
+// Scores every token up to the query itself and keeps the best k; appends the chunk's index keys
+// first.
+at::Tensor own_index_set(const at::Tensor& x, const at::Tensor& q_latent,
+                         std::int64_t first_position, const BlockWeights& weights,
+                         const IndexerShape& shape, const RopeTable& rope, BlockCache& cache) {
+  const TimedSpan span("indexer");
+  INDEXCACHE_ASSERT(weights.indexer.has_value() && cache.index_keys.defined());
+  const auto num_tokens = x.size(0);
+  const auto projected = indexer_project(x, q_latent, *weights.indexer, shape, rope);
+  cache.index_keys.narrow(0, first_position, num_tokens).copy_(projected.keys);
+
+  const auto keys = cache.index_keys.narrow(0, 0, first_position + num_tokens);
+  const auto positions = x.options().dtype(at::kInt);
+  const auto start = at::zeros({num_tokens}, positions);
+  const auto end = at::arange(first_position + 1, first_position + num_tokens + 1, positions);
+  return index_topk(projected.q, keys, projected.weights, start, end, shape.top_k);
+}
+
+}  // namespace
+
+at::Tensor feed_forward(const at::Tensor& x, const BlockWeights& weights, const BlockShape& shape,
+                        at::Tensor* expert_load) {
+  if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
+    const TimedSpan span("moe");
+    return moe_forward(x, *moe, shape.moe, expert_load);
+  }
+  const TimedSpan span("mlp");
+  return mlp_forward(x, std::get<MlpWeights>(weights.mlp));
+}
+
+at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
+                         const BlockWeights& weights, const BlockShape& shape,
+                         const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
+                         at::Tensor* own_set) {
+  const auto num_tokens = hidden.size(0);
+  at::Tensor x, query;
+  MlaProjected projected;
+  {
+    const TimedSpan span("projections");
+    x = rms_norm(hidden, weights.input_norm, shape.rms_norm_eps);
+    projected = mla_project(x, weights.mla, shape.mla, rope);
+    cache.latents.narrow(0, first_position, num_tokens).copy_(mla_cache_entry(projected));
+    query = mla_absorb_query(projected, weights.mla, shape.mla);
+  }
+
+  at::Tensor index_set = source_set;
+  if (!index_set.defined()) {
+    index_set =
+        own_index_set(x, projected.q_latent, first_position, weights, shape.indexer, rope, cache);
+    if (own_set != nullptr) *own_set = index_set;
+  }
+
+  at::Tensor attended;
+  {
+    const TimedSpan span("sparse_mla");
+    attended = sparse_mla(query, cache.latents.narrow(0, 0, first_position + num_tokens), index_set,
+                          shape.mla.kv_lora_rank, shape.mla.softmax_scale)
+                   .out;
+  }
+  at::Tensor residual;
+  {
+    const TimedSpan span("projections");
+    residual = hidden +
+               at::linear(mla_expand_output(attended, weights.mla, shape.mla), weights.mla.o_proj);
+    x = rms_norm(residual, weights.post_attention_norm, shape.rms_norm_eps);
+  }
+  return residual + feed_forward(x, weights, shape);
+}
+
+}  // namespace indexcache
