@@ -1,5 +1,6 @@
 // indexcache VERB MODEL ...: parses the command line, runs one verb, maps errors to exit codes.
 //   0 done   1 bad input (one line on stderr)   2 bad command line   3 the machine failed
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <vector>
@@ -24,6 +25,9 @@ int main(int argc, char** argv) {
   } catch (const indexcache::InputError& error) {
     fmt::print(stderr, "indexcache: {}\n", error.what());
     return 1;
+  } catch (const c10::Error& error) {  // libtorch: out of memory, a failed kernel
+    fmt::print(stderr, "indexcache: {}\n", error.what_without_backtrace());
+    return 3;
   } catch (const std::exception& error) {
     fmt::print(stderr, "indexcache: {}\n", error.what());
     return 3;

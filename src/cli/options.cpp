@@ -1,0 +1,76 @@
+#include "cli/options.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include "indexcache/base/error.h"
+
+namespace indexcache::cli {
+
+void ModelArguments::add_to(CLI::App& app) {
+  app.add_option("model", folder, "Hugging Face folder: config.json, *.safetensors, tokenizer.json")
+      ->required();
+  app.add_option("--device", device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--dtype", dtype, "compute in fp32 or bf16")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--latent-norm-eps", latent_norm_eps,
+                 "epsilon of q_a_layernorm and kv_a_layernorm (default: rms_norm_eps; "
+                 "1e-6 compares a GLM folder with transformers)");
+  app.add_option("--threads", threads, "CPU threads (default: all cores)")
+      ->check(CLI::PositiveNumber);
+}
+
+Checkpoint ModelArguments::open() const {
+  if (threads > 0) at::set_num_threads(threads);
+  auto checkpoint = Checkpoint::open(folder);
+  for (const auto& notice : checkpoint.notices()) {
+    fmt::print(stderr, "indexcache: notice: {}\n", notice);
+  }
+  return checkpoint;
+}
+
+Model ModelArguments::load(const Checkpoint& checkpoint) const {
+  if (device == "cuda" && !at::hasCUDA()) {
+    throw expectation_error("--device", "a machine and a build with CUDA", "none");
+  }
+  return Model::load(checkpoint, {.device = at::Device(device == "cuda" ? at::kCUDA : at::kCPU),
+                                  .dtype = dtype == "bf16" ? at::kBFloat16 : at::kFloat,
+                                  .latent_norm_eps = latent_norm_eps});
+}
+
+void TextArguments::add_to(CLI::App& app) {
+  app.add_option("--text", file, "UTF-8 text, or .jsonl / .jsonl.xz with a \"text\" a line")
+      ->required();
+  app.add_option("--context", sequences.context, "tokens a sequence")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--sequences", sequences.num_sequences, "sequences")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", sequences.seed, "draws the sequences")->capture_default_str();
+  app.add_option("--tasks", sequences.retrieval_share,
+                 "share of the sequences that is generated retrieval")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+}
+
+std::vector<Sequence> TextArguments::read(const Tokenizer& tokenizer) const {
+  return make_sequences(read_documents(file), tokenizer, sequences);
+}
+
+Pattern resolve_pattern(const std::string& text, const Model& model) {
+  const auto pattern =
+      text == "model" ? model.config().schedule : Pattern::parse(text, model.num_layers());
+  model.check_pattern(pattern);
+  return pattern;
+}
+
+Tokenizer read_tokenizer(const std::filesystem::path& model_folder) {
+  return Tokenizer::from_file(model_folder / "tokenizer.json");
+}
+
+}  // namespace indexcache::cli
