@@ -7,7 +7,7 @@
 #include <bitset>
 
 #include "indexcache/base/error.h"
-#include "indexcache/data/random.h"
+#include "indexcache/base/random.h"
 
 namespace indexcache {
 namespace {

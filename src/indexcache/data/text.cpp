@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "indexcache/base/error.h"
-#include "indexcache/data/random.h"
+#include "indexcache/base/random.h"
 #include "indexcache/data/retrieval.h"
 
 namespace indexcache {
