@@ -1,12 +1,21 @@
 // Search for sharing patterns. Knows patterns and losses only: no model, no device.
 //
-// Strategies (docs: definitions.md; ties: lower layer, then lower source; all deterministic):
-//   greedy      the paper's Algorithm 1: remove the Full layer whose removal gives the lowest loss,
-//   sources nearest lazy        the same with a queue ordered by each move's last measured
-//   increase; only the head is measured again forward     from layer 0 alone, add the Full layer
-//   that lowers the loss most, sources nearest blocked     the paper's pipeline variant with P
-//   blocks routed      greedy over moves (layer, source) descent     on a given pattern: sweeps
-//   over Shared layers, each takes its best source, until no sweep gains 1e-5
+// Strategies. A move (l, s) makes the Full layer l Shared with source s, an earlier Full layer; the
+// layers that read l then read s. Ties: lower layer, then lower source. All are deterministic.
+//
+//   greedy       the paper's Algorithm 1: of all moves with the nearest source, the one with the
+//                lowest loss, until `keep` Full layers are left
+//   lazy         the same, from a queue ordered by each move's last measured increase of the loss;
+//                only its head is measured again
+//   forward      from layer 0 alone, adds the Full layer that lowers the loss most, sources nearest
+//   blocked      the paper's pipeline variant: layers in blocks, the first of each pinned Full;
+//                within a step the blocks are searched in order and each commits its best move
+//   routed       greedy over all moves (l, s)
+//   routed-lazy  routed for the cost of greedy: the first step measures every move; a later one
+//                measures again, for the most promising layers, the move with the lowest last
+//                increase, and then whatever move still looks better than the best of these
+//   descent      on a given pattern: sweeps over Shared layers, each takes its best source, until
+//                no sweep gains 1e-5
 #pragma once
 
 #include <cstdint>
@@ -26,19 +35,26 @@ struct Losses {
   double mean() const;
 };
 
-// Evaluates a set of patterns together (so that an implementation can share prefixes); results in
-// the same order.
-using Evaluate = std::function<std::vector<Losses>(const std::vector<Pattern>&)>;
+// Evaluates a set of patterns together; results in the same order. `current` is the pattern that
+// the search stands at: the candidates, and those of coming calls, share most of their layers with
+// it, so an implementation can run shared prefixes once and keep their states between calls.
+using Evaluate = std::function<std::vector<Losses>(const Pattern& current,
+                                                   const std::vector<Pattern>& candidates)>;
 
-enum class Strategy { kGreedy, kLazy, kForward, kBlocked, kRouted, kDescent };
+enum class Strategy { kGreedy, kLazy, kForward, kBlocked, kRouted, kRoutedLazy, kDescent };
 Strategy parse_strategy(const std::string& name);
 std::string strategy_name(Strategy strategy);
+// All names, for help and errors: "greedy, lazy, ...".
+std::string strategy_names();
 
 struct SearchOptions {
   Strategy strategy = Strategy::kGreedy;
-  Pattern start = Pattern::full(
-      1);        // greedy, lazy, blocked, routed: removals start here; descent: the pattern refined
-  int keep = 1;  // stop when this many Full layers are left (forward: when reached)
+  // What losses are compared with, and where removals start; forward adds only its Full layers;
+  // descent refines it.
+  Pattern start = Pattern::full(1);
+  // Stop at this many Full layers. None: removals go down to layer 0 alone (blocked: one a block),
+  // forward goes up to one less than `start` has. Without meaning for descent.
+  std::optional<int> keep;
   int num_blocks = 1;  // blocked
 };
 
@@ -52,17 +68,18 @@ struct BudgetResult {
 struct SearchResult {
   Losses start;                       // of the start schedule
   std::vector<BudgetResult> budgets;  // one per number of Full layers reached, most first
-  std::int64_t evaluations = 0;       // patterns evaluated
+  std::int64_t evaluations = 0;       // patterns evaluated besides the start schedule
 };
 
-// `on_step` (optional) is told after every committed step, with an estimate of the evaluations
-// still to come.
 struct SearchProgress {
   std::int64_t evaluations = 0;
-  std::int64_t evaluations_left = 0;
+  std::int64_t evaluations_left = 0;  // estimated
   int num_full = 0;
   double loss = 0;
 };
+
+// `on_step` (optional) is told after the start schedule's evaluation and after every committed
+// step. Throws InputError for options that do not fit together, and where a loss is not finite.
 SearchResult search_patterns(const SearchOptions& options, const Evaluate& evaluate,
                              const std::function<void(const SearchProgress&)>& on_step = {});
 
