@@ -23,10 +23,18 @@ if(NOT INDEXCACHE_TORCH_ROOT)
 endif()
 
 add_library(indexcache_torch INTERFACE)
+# The wheel's include folder carries a newer fmt than the library we link: ours has to be found first.
+get_target_property(fmt_include fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/fmt_first)
+file(CREATE_LINK ${fmt_include}/fmt ${CMAKE_BINARY_DIR}/fmt_first/fmt SYMBOLIC)
+target_include_directories(indexcache_torch SYSTEM INTERFACE ${CMAKE_BINARY_DIR}/fmt_first)
 target_include_directories(indexcache_torch SYSTEM INTERFACE
   ${INDEXCACHE_TORCH_ROOT}/include ${INDEXCACHE_TORCH_ROOT}/include/torch/csrc/api/include)
 target_link_directories(indexcache_torch INTERFACE ${INDEXCACHE_TORCH_ROOT}/lib)
-target_link_libraries(indexcache_torch INTERFACE torch_cpu c10)
+# at::parallel_for is a template over OpenMP: without the flag it runs serially. The library is the wheel's own libgomp
+# (same name, found first through the rpath), so that a process has one pool of threads.
+target_compile_options(indexcache_torch INTERFACE $<$<CXX_COMPILER_ID:GNU>:-fopenmp>)
+target_link_libraries(indexcache_torch INTERFACE torch_cpu c10 $<$<CXX_COMPILER_ID:GNU>:gomp>)
 target_link_options(indexcache_torch INTERFACE -Wl,-rpath,${INDEXCACHE_TORCH_ROOT}/lib)
 if(INDEXCACHE_CUDA)
   # --no-as-needed: nothing refers to torch_cuda by name; its kernels register themselves when it is loaded. Its own

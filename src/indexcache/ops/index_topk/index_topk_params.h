@@ -28,7 +28,12 @@ struct IndexTopkParams {
 
 // The definition as scalar loops with double accumulators.
 void index_topk_ref(const IndexTopkParams& params);
+// Its scores, [M, N], -inf outside the ranges.
+void index_scores_ref(const IndexTopkParams& params, double* scores);
+
 // Highway kernels, chosen for this CPU at run time.
 void index_topk_cpu(const IndexTopkParams& params, const Parallel& parallel);
+// The very scores index_topk_cpu selects by, [M, N], -inf outside the ranges: for tests.
+void index_scores_cpu(const IndexTopkParams& params, float* scores);
 
 }  // namespace indexcache

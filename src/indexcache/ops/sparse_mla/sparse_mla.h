@@ -1,9 +1,9 @@
-// sparse_mla: absorbed multi-head latent attention over an index set.
+// sparse_mla: absorbed multi-head latent attention over an index set (model spec 2.3, absorbed
+// form).
 //
 //   logit[t, h, s] = softmax_scale * q[t, h, :] . kv[s, :]
 //   out[t, h, :]   = sum over s in indices[t] of softmax_s(logit)[t, h, s] * kv[s, :value_dim]
-//   lse[t, h]      = log sum_s exp(logit[t, h, s])                          model spec section 2.3,
-//   absorbed form
+//   lse[t, h]      = log sum_s exp(logit[t, h, s])
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,15 +17,25 @@ struct SparseMlaResult {
   at::Tensor lse;  // [M, h] fp32, natural logarithm
 };
 
-// q        [M, h, dim]  fp32 or bf16, contiguous; per head the absorbed latent query, then the RoPE
-// part kv       [N, dim]     the dtype of q, rows contiguous; per key the latent, then the RoPE key
-// indices  [M, k]       int32 rows of kv, any order; entries < 0 anywhere are skipped; >= N is an
-// error. Duplicates count
-//                       as often as they occur.
+// q          [M, h, dim]  fp32 or bf16, contiguous; per head the absorbed latent query, then the
+//                         RoPE part
+// kv         [N, dim]     the dtype of q, rows contiguous (any row stride); per key the latent,
+// then
+//                         the RoPE key
+// indices    [M, k]       int32 rows of kv, contiguous, any order; entries < 0 anywhere are
+// skipped;
+//                         >= N is an error. Duplicates count as often as they occur.
+// value_dim  1..dim
 // An empty row gives out 0 and lse -inf. A row of kv that a query did not select never changes its
-// output bits. Accumulation order depends on the row's own indices only: chunking and company
-// change nothing.
+// output bits. On the CPU the accumulation order depends on the row's own indices only: chunking
+// and company change nothing. No gradient: inference only.
 SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
                            std::int64_t value_dim, double softmax_scale);
+
+// sparse_mla by plain tensor algebra, chunked over queries: what devices without a kernel of their
+// own run. Same contract, arguments taken as valid.
+SparseMlaResult sparse_mla_torch(const at::Tensor& q, const at::Tensor& kv,
+                                 const at::Tensor& indices, std::int64_t value_dim,
+                                 double softmax_scale);
 
 }  // namespace indexcache

@@ -22,12 +22,15 @@ struct SparseMlaParams {
   const void* q = nullptr;   // [M, h, dim]
   const void* kv = nullptr;  // [N, dim], rows kv_stride elements apart
   std::int64_t kv_stride = 0;
-  const std::int32_t* indices = nullptr;  // [M, k]
-  void* out = nullptr;                    // [M, h, value_dim], dtype of q
-  float* lse = nullptr;                   // [M, h]
+  const std::int32_t* indices = nullptr;  // [M, k], below N
+  void* out = nullptr;   // [M, h, value_dim], dtype of q; not read by the reference
+  float* lse = nullptr;  // [M, h]
 };
 
-void sparse_mla_ref(const SparseMlaParams& params);
+// The definition as scalar loops with double accumulators; results in double, [M, h, value_dim] and
+// [M, h].
+void sparse_mla_ref(const SparseMlaParams& params, double* out, double* lse);
+// Highway kernels, chosen for this CPU at run time.
 void sparse_mla_cpu(const SparseMlaParams& params, const Parallel& parallel);
 
 }  // namespace indexcache

@@ -1,0 +1,88 @@
+#include "indexcache/ops/index_topk/index_topk.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+
+#include "indexcache/base/error.h"
+#include "indexcache/ops/index_topk/index_topk_params.h"
+#include "indexcache/ops/torch_pool.h"
+
+namespace indexcache {
+namespace {
+
+std::string describe(const at::Tensor& tensor) {
+  return c10::str(tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device());
+}
+
+void require(bool holds, const char* argument, const std::string& expected,
+             const at::Tensor& found) {
+  if (holds) return;
+  throw expectation_error(fmt::format("index_topk: {}", argument), expected, describe(found));
+}
+
+void validate(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
+              const at::Tensor& start, const at::Tensor& end) {
+  require(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
+              (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
+          "q", "a contiguous fp32 or bf16 tensor [M, H, D] with H, D >= 1", q);
+  require(keys.dim() == 2 && keys.size(1) == q.size(2) && keys.scalar_type() == q.scalar_type() &&
+              keys.device() == q.device() && (keys.size(1) == 1 || keys.stride(1) == 1),
+          "keys", fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)),
+          keys);
+  require(keys.size(0) <= std::numeric_limits<std::int32_t>::max(), "keys", "at most 2^31 - 1 rows",
+          keys);
+  require(weights.dim() == 2 && weights.size(0) == q.size(0) && weights.size(1) == q.size(1) &&
+              weights.scalar_type() == at::kFloat && weights.device() == q.device() &&
+              weights.is_contiguous(),
+          "weights", fmt::format("contiguous fp32 [{}, {}] on q's device", q.size(0), q.size(1)),
+          weights);
+  const auto require_bound = [&](const at::Tensor& bound, const char* name) {
+    require(bound.dim() == 1 && bound.size(0) == q.size(0) && bound.scalar_type() == at::kInt &&
+                bound.device() == q.device() && bound.is_contiguous(),
+            name, fmt::format("contiguous int32 [{}] on q's device", q.size(0)), bound);
+  };
+  require_bound(start, "start");
+  require_bound(end, "end");
+  if (q.size(0) == 0) return;
+  const at::Tensor host_start = start.cpu(), host_end = end.cpu();
+  for (std::int64_t t = 0; t < q.size(0); ++t) {
+    const std::int32_t first = host_start.const_data_ptr<std::int32_t>()[t];
+    const std::int32_t last = host_end.const_data_ptr<std::int32_t>()[t];
+    if (first < 0 || last > keys.size(0)) {
+      throw expectation_error(fmt::format("index_topk: range of query {}", t),
+                              fmt::format("start >= 0 and end <= {}", keys.size(0)),
+                              fmt::format("[{}, {})", first, last));
+    }
+  }
+}
+
+}  // namespace
+
+at::Tensor index_topk(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
+                      const at::Tensor& start, const at::Tensor& end, std::int64_t k) {
+  validate(q, keys, weights, start, end);
+  if (k < 1) throw expectation_error("index_topk: k", "at least 1", std::to_string(k));
+  if (!q.is_cpu()) return index_topk_torch(q, keys, weights, start, end, k);
+
+  at::Tensor out = at::empty({q.size(0), k}, q.options().dtype(at::kInt));
+  IndexTopkParams params;
+  params.num_queries = q.size(0);
+  params.num_heads = q.size(1);
+  params.head_dim = q.size(2);
+  params.num_keys = keys.size(0);
+  params.top_k = k;
+  params.dtype = q.scalar_type() == at::kFloat ? IndexDType::kFloat32 : IndexDType::kBFloat16;
+  params.q = q.const_data_ptr();
+  params.keys = keys.const_data_ptr();
+  params.key_stride = keys.stride(0);
+  params.weights = weights.const_data_ptr<float>();
+  params.start = start.const_data_ptr<std::int32_t>();
+  params.end = end.const_data_ptr<std::int32_t>();
+  params.out = out.mutable_data_ptr<std::int32_t>();
+  index_topk_cpu(params, torch_pool());
+  return out;
+}
+
+}  // namespace indexcache

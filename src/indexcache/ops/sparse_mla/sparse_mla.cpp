@@ -1,0 +1,79 @@
+#include "indexcache/ops/sparse_mla/sparse_mla.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/max.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/StringUtil.h>
+
+#include "indexcache/base/error.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_params.h"
+#include "indexcache/ops/torch_pool.h"
+
+namespace indexcache {
+namespace {
+
+void require(bool holds, const char* argument, const std::string& expected,
+             const at::Tensor& found) {
+  if (holds) return;
+  throw expectation_error(
+      fmt::format("sparse_mla: {}", argument), expected,
+      c10::str(found.scalar_type(), " ", found.sizes(), " on ", found.device()));
+}
+
+void validate(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
+              std::int64_t value_dim) {
+  require(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
+              (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
+          "q", "a contiguous fp32 or bf16 tensor [M, h, dim] with h, dim >= 1", q);
+  require(kv.dim() == 2 && kv.size(1) == q.size(2) && kv.scalar_type() == q.scalar_type() &&
+              kv.device() == q.device() && (kv.size(1) == 1 || kv.stride(1) == 1),
+          "kv", fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)), kv);
+  require(indices.dim() == 2 && indices.size(0) == q.size(0) && indices.scalar_type() == at::kInt &&
+              indices.device() == q.device() && indices.is_contiguous(),
+          "indices", fmt::format("contiguous int32 [{}, k] on q's device", q.size(0)), indices);
+  if (value_dim < 1 || value_dim > q.size(2)) {
+    throw expectation_error("sparse_mla: value_dim", fmt::format("1 to {}", q.size(2)),
+                            std::to_string(value_dim));
+  }
+  if (indices.numel() > 0) {
+    const std::int64_t largest = at::max(indices).item<std::int64_t>();
+    if (largest >= kv.size(0)) {
+      throw expectation_error("sparse_mla: indices", fmt::format("rows below {}", kv.size(0)),
+                              std::to_string(largest));
+    }
+  }
+  if (c10::GradMode::is_enabled() && (q.requires_grad() || kv.requires_grad())) {
+    throw InputError("sparse_mla: has no gradient, but q or kv requires one");
+  }
+}
+
+}  // namespace
+
+SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
+                           std::int64_t value_dim, double softmax_scale) {
+  validate(q, kv, indices, value_dim);
+  if (!q.is_cpu()) return sparse_mla_torch(q, kv, indices, value_dim, softmax_scale);
+
+  SparseMlaResult result{at::empty({q.size(0), q.size(1), value_dim}, q.options()),
+                         at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat))};
+  SparseMlaParams params;
+  params.num_queries = q.size(0);
+  params.num_heads = q.size(1);
+  params.dim = q.size(2);
+  params.value_dim = value_dim;
+  params.num_keys = kv.size(0);
+  params.top_k = indices.size(1);
+  params.softmax_scale = static_cast<float>(softmax_scale);
+  params.dtype =
+      q.scalar_type() == at::kFloat ? SparseMlaDType::kFloat32 : SparseMlaDType::kBFloat16;
+  params.q = q.const_data_ptr();
+  params.kv = kv.const_data_ptr();
+  params.kv_stride = kv.stride(0);
+  params.indices = indices.const_data_ptr<std::int32_t>();
+  params.out = result.out.mutable_data_ptr();
+  params.lse = result.lse.mutable_data_ptr<float>();
+  sparse_mla_cpu(params, torch_pool());
+  return result;
+}
+
+}  // namespace indexcache
