@@ -1,7 +1,6 @@
 # Debian packages (installed by ./setup).
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
-find_package(spdlog REQUIRED)
 find_package(fmt REQUIRED)
 find_package(GTest REQUIRED)
 find_package(Threads REQUIRED)
@@ -9,6 +8,11 @@ find_package(LibLZMA REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
+
+# The fuzz targets reach the Torch-free rooms alone: that build needs no libtorch.
+if(INDEXCACHE_FUZZ)
+  return()
+endif()
 
 # libtorch out of the PyPI wheel. Imported targets of our own: find_package(Torch) needs a newer CMake as soon as nvcc
 # is on the PATH, and refuses this wheel where nvcc is missing.

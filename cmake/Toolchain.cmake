@@ -9,8 +9,31 @@ if(CCACHE)
 endif()
 
 add_library(indexcache_flags INTERFACE)
-target_compile_options(indexcache_flags INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas)
+target_compile_options(indexcache_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-unknown-pragmas>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;--Werror=all-warnings>)
 if(INDEXCACHE_SANITIZE)
   add_compile_options(-fsanitize=${INDEXCACHE_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${INDEXCACHE_SANITIZE})
+  # Every undefined-behaviour finding ends the program, so that a test or a fuzz run fails on it.
+  if(INDEXCACHE_SANITIZE MATCHES undefined)
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+if(INDEXCACHE_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage, which guides libFuzzer through the library's code
+endif()
+
+if(INDEXCACHE_CUDA)
+  # nvcc is often installed beside the PATH.
+  find_program(CMAKE_CUDA_COMPILER nvcc PATHS /usr/local/cuda/bin REQUIRED)
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+  set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
+  if(CCACHE)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+  endif()
+  enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25.1 does not know that nvcc has it
+  endif()
+  set(CMAKE_CUDA_STANDARD 20)
 endif()

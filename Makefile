@@ -1,0 +1,70 @@
+# The commands of this repository; each sets up what it needs. README.md says what they do.
+#   make demo    set up, build, search a pattern for the bundled model and show what it costs and gains
+#   make test    set up, build, run the tests
+#   make check   sanitizers, fuzz targets, formatting, include arrows, documents, the CUDA build where nvcc is
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 10
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+FORMATTED = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
+
+.PHONY: setup setup-check build test demo check format clean
+.PHONY: check-format check-rules check-asan check-fuzz check-cuda
+# Each build uses all cores by itself.
+.NOTPARALLEL:
+
+build: build/cpu/build.ninja
+	cmake --build --preset cpu -j $(JOBS) --target indexcache
+
+test: build/cpu/build.ninja
+	cmake --build --preset cpu -j $(JOBS)
+	ctest --preset cpu --output-log build/cpu/ctest.log
+
+demo: build
+	tools/demo.sh build/cpu/indexcache
+
+check: check-format check-rules check-fuzz check-asan check-cuda
+	@echo "make check: all passed"
+
+check-format: setup-check
+	clang-format --dry-run --Werror $(FORMATTED)
+
+check-rules: setup
+	.venv/bin/python tools/check_arrows.py --self-test
+	.venv/bin/python tools/check_arrows.py
+	.venv/bin/python tools/check_docs.py --self-test
+	.venv/bin/python tools/check_docs.py
+
+# Tests under the address and undefined-behaviour sanitizers.
+check-asan: build/asan/build.ninja
+	cmake --build --preset asan -j $(JOBS)
+	ctest --preset asan --output-log build/asan/ctest.log
+
+# Every fuzz target, FUZZ_SECONDS each, from its committed seeds.
+check-fuzz: setup-check build/fuzz/build.ninja
+	cmake --build --preset fuzz -j $(JOBS)
+	tools/fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
+
+# The CUDA build compiles and links, and its binary starts. Host code is the CPU preset's, out of ccache.
+ifneq ($(NVCC),)
+check-cuda: build/cuda/build.ninja
+	cmake --build --preset cuda -j $(JOBS) --target indexcache
+	build/cuda/indexcache --help >/dev/null
+else
+check-cuda:
+	@echo "check-cuda: not run, no nvcc on this machine"
+endif
+
+setup:
+	@./setup
+
+setup-check:
+	@./setup --check
+
+build/%/build.ninja: | setup
+	cmake --preset $*
+
+format: setup-check
+	clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf build

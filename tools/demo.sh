@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The main job, end to end on the bundled model: tools/demo.sh BUILD/indexcache. Searches a pattern that keeps a quarter of the
+# indexers, shows what it costs on a text that the search never saw beside the uniform pattern of the same size, then what it
+# gains. Leaves out/demo-pattern.json, out/demo-eval.json and out/demo-bench.json.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+indexcache=$1
+model=$(dirname models/*/config.json)
+[ -f "$model/config.json" ] || { echo "demo: expected one model folder under models/, found none" >&2; exit 1; }
+mkdir -p out
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "search: which quarter of the indexers to keep, by loss on texts/search.jsonl.xz"
+"$indexcache" search "$model" --text texts/search.jsonl.xz --strategy greedy --context 4096 --sequences 8 --tasks 0.5 \
+  --keep 1/4 --out out/demo-pattern.json
+step "eval: what it costs on texts/test.jsonl.xz, beside the uniform pattern of the same size"
+"$indexcache" eval "$model" --text texts/test.jsonl.xz --pattern out/demo-pattern.json:1/4 --pattern uniform:1/4 \
+  --json out/demo-eval.json
+step "bench: what it gains"
+"$indexcache" bench "$model" --pattern out/demo-pattern.json:1/4 --json out/demo-bench.json
