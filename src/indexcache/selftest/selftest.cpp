@@ -47,7 +47,7 @@ IndexTopkInputs make_inputs(const IndexTopkCase& c, at::Generator generator) {
   if (c.inputs == Inputs::kLattice) {
     in.q = at::randint(-2, 3, q_shape, generator);
     in.keys = at::randint(-2, 3, key_shape, generator);
-    in.weights = at::randint(-2, 3, weight_shape, generator);
+    in.weights = at::randint(-2, 3, weight_shape, generator, at::kFloat);
   } else {
     in.q = at::randn(q_shape, generator);
     in.keys = at::randn(key_shape, generator);
@@ -190,8 +190,8 @@ SelfTestCase run_sparse_mla(const SparseMlaCase& c, at::Device device, at::Gener
     return result;
   }
   const auto wide_q = q.to(at::kFloat), wide_kv = kv.to(at::kFloat);
-  const auto out = at::empty({c.num_queries, c.num_heads, c.value_dim}, at::kFloat);
-  const auto lse = at::empty({c.num_queries, c.num_heads}, at::kFloat);
+  const auto out = at::empty({c.num_queries, c.num_heads, c.value_dim}, at::kDouble);
+  const auto lse = at::empty({c.num_queries, c.num_heads}, at::kDouble);
   sparse_mla_ref({.num_queries = c.num_queries,
                   .num_heads = c.num_heads,
                   .dim = c.dim,
@@ -203,9 +203,8 @@ SelfTestCase run_sparse_mla(const SparseMlaCase& c, at::Device device, at::Gener
                   .q = wide_q.const_data_ptr(),
                   .kv = wide_kv.const_data_ptr(),
                   .kv_stride = c.dim,
-                  .indices = indices.const_data_ptr<std::int32_t>(),
-                  .out = out.data_ptr(),
-                  .lse = lse.data_ptr<float>()});
+                  .indices = indices.const_data_ptr<std::int32_t>()},
+                 out.data_ptr<double>(), lse.data_ptr<double>());
 
   // Logits of unit variance, |logit| < 8, off by 8 (dim + 2) eps; that moves each probability by
   // twice as much relatively; outputs are averages of values below 6. bf16 adds the rounding of
@@ -214,7 +213,7 @@ SelfTestCase run_sparse_mla(const SparseMlaCase& c, at::Device device, at::Gener
   const double rounding = c.dtype == at::kBFloat16 ? 0x1p-8 : kFloatEpsilon;
   const double out_bound =
       6.0 * (2.0 * logit_bound + 2.0 * rounding + static_cast<double>(c.top_k) * kFloatEpsilon);
-  const double out_error = (found.out.cpu().to(at::kFloat) - out).abs().max().item<double>();
+  const double out_error = (found.out.cpu().to(at::kDouble) - out).abs().max().item<double>();
   const auto full_rows = lse.narrow(0, 1, c.num_queries - 1);
   const double lse_error =
       (found.lse.cpu().narrow(0, 1, c.num_queries - 1) - full_rows).abs().max().item<double>();
