@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "indexcache/base/error.h"
+#include "indexcache/search/pattern_file.h"
 
 namespace indexcache::cli {
 
