@@ -21,14 +21,16 @@ std::filesystem::path folder_of(const std::filesystem::path& path) {
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a FIFO that nobody writes to must not hang.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     throw input_error("{}: cannot open: {}", path.string(), std::strerror(errno));
   }
   struct stat status {};
   if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(descriptor);
-    throw expectation_error(path.string(), "a regular file", "something else");
+    throw expectation_error(path.string(), "a regular file",
+                            S_ISDIR(status.st_mode) ? "a folder" : "a pipe or device");
   }
   size_ = static_cast<std::size_t>(status.st_size);
   if (size_ > 0) {
@@ -114,13 +116,16 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view c
 }
 
 void check_writable(const std::filesystem::path& path) {
+  if (path.empty()) throw expectation_error("output", "a file name", "an empty one");
   const auto folder = folder_of(path);
-  if (!std::filesystem::is_directory(folder)) {
+  std::error_code ignored;  // what cannot be looked at is not there
+  if (!std::filesystem::is_directory(folder, ignored)) {
     throw expectation_error(path.string(), fmt::format("the folder {} to exist", folder.string()),
                             "none");
   }
-  if (std::filesystem::is_directory(path))
+  if (std::filesystem::is_directory(path, ignored)) {
     throw expectation_error(path.string(), "a file", "a folder");
+  }
   if (::access(folder.c_str(), W_OK) != 0) {
     throw input_error("{}: cannot write in folder {}: {}", path.string(), folder.string(),
                       std::strerror(errno));

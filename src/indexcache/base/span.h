@@ -5,7 +5,7 @@
 //     ...
 //   }
 //
-// Off (the default) a span costs one relaxed load. On, times are summed per name; spans may nest,
+// Off (the default) a span costs one branch. On, times are summed per name; spans may nest,
 // and a nested span's time is not counted again in the outer one. Device work is asynchronous:
 // set_synchronize() installs what a span calls before it reads the clock (torch's device
 // synchronisation; base knows no device). Spans are opened on the thread that drives the model; not

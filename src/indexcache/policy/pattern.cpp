@@ -22,8 +22,7 @@ std::optional<int> parse_int(std::string_view text) {
 int require_int(std::string_view pattern, std::string_view field, std::string_view what) {
   const auto value = parse_int(field);
   if (!value) {
-    throw expectation_error(fmt::format("pattern \"{}\"", pattern), std::string(what),
-                            fmt::format("\"{}\"", field));
+    throw expectation_error(fmt::format("pattern {}", quote(pattern)), what, quote(field));
   }
   return *value;
 }
@@ -120,18 +119,21 @@ Pattern Pattern::from_sources(std::vector<int> sources) {
 
 Pattern Pattern::parse(std::string_view text, int num_layers) {
   check_num_layers(num_layers);
-  const auto where = fmt::format("pattern \"{}\"", text);
+  const auto where = fmt::format("pattern {}", quote(text));
   if (text == "full") return full(num_layers);
   if (text.starts_with("uniform:")) {
     const auto fraction = text.substr(8);
     if (!fraction.starts_with("1/")) {
-      throw expectation_error(where, "uniform:1/n", fmt::format("uniform:{}", fraction));
+      throw expectation_error(where, "uniform:1/n", quote(text));
     }
     return uniform(require_int(text, fraction.substr(2), "a number after uniform:1/"), num_layers);
   }
   if (text.starts_with("freq:")) {
     const auto fields = split(text.substr(5), ':');
-    if (fields.size() > 2) throw expectation_error(where, "freq:n or freq:n:offset", "more fields");
+    if (fields.size() > 2) {
+      throw expectation_error(where, "freq:n or freq:n:offset",
+                              fmt::format("{} fields", fields.size()));
+    }
     const int n = require_int(text, fields[0], "a number after freq:");
     const int offset = fields.size() == 2 ? require_int(text, fields[1], "a number as offset") : 2;
     return every_nth(n, offset, num_layers);
@@ -186,6 +188,7 @@ int Pattern::last_reader(int layer) const {
 }
 
 Pattern Pattern::with_shared(int layer, int source) const {
+  INDEXCACHE_ASSERT(source != kFull);
   std::vector<int> sources = sources_;
   sources.at(layer) = source;
   for (int reader = layer + 1; reader < num_layers(); ++reader) {
@@ -195,7 +198,7 @@ Pattern Pattern::with_shared(int layer, int source) const {
 }
 
 Pattern Pattern::with_source(int layer, int source) const {
-  INDEXCACHE_ASSERT(!is_full(layer));
+  INDEXCACHE_ASSERT(!is_full(layer) && source != kFull);
   std::vector<int> sources = sources_;
   sources[layer] = source;
   return from_sources(std::move(sources));
@@ -222,19 +225,17 @@ int parse_keep(std::string_view text, int num_layers) {
     const auto a = parse_int(text.substr(0, slash));
     const auto b = parse_int(text.substr(slash + 1));
     if (!a || !b || *a < 1 || *b < 1) {
-      throw expectation_error("keep", "a count or a fraction a/b", fmt::format("\"{}\"", text));
+      throw expectation_error("keep", "a count or a fraction a/b", quote(text));
     }
     const std::int64_t layers = (std::int64_t{num_layers} * *a + *b - 1) / *b;
     count = static_cast<int>(std::min<std::int64_t>(layers, num_layers + 1));
   } else {
     const auto value = parse_int(text);
-    if (!value)
-      throw expectation_error("keep", "a count or a fraction a/b", fmt::format("\"{}\"", text));
+    if (!value) throw expectation_error("keep", "a count or a fraction a/b", quote(text));
     count = *value;
   }
   if (count < 1 || count > num_layers) {
-    throw expectation_error("keep", fmt::format("1 to {} Full layers", num_layers),
-                            fmt::format("\"{}\"", text));
+    throw expectation_error("keep", fmt::format("1 to {} Full layers", num_layers), quote(text));
   }
   return count;
 }

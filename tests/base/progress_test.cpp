@@ -1,0 +1,89 @@
+#include "indexcache/base/progress.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <thread>
+
+namespace indexcache {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
+using ::testing::StartsWith;
+
+// What `use(stream)` writes to a file, as a log sees it.
+template <typename Use>
+std::string logged(const Use& use) {
+  std::FILE* stream = std::tmpfile();
+  use(stream);
+  std::string text(static_cast<std::size_t>(std::ftell(stream)), '\0');
+  std::rewind(stream);
+  EXPECT_EQ(std::fread(text.data(), 1, text.size(), stream), text.size());
+  std::fclose(stream);
+  return text;
+}
+
+TEST(Progress, ShortWorkLeavesOnePlainLineInALog) {
+  const auto text = logged([](std::FILE* stream) {
+    Progress progress("search", "evaluations", 10, 0, stream);
+    for (int i = 1; i <= 10; ++i) progress.update(i, "loss 2.5");
+  });
+  EXPECT_THAT(text, MatchesRegex("search: 10/10 evaluations, took [0-9]+s, loss 2.5\n"));
+}
+
+TEST(Progress, SaysHowFarItCameWhenWorkStopsEarly) {
+  const auto text = logged([](std::FILE* stream) {
+    Progress progress("train", "steps", 100, 40, stream);
+    progress.set_total(90);
+    progress.update(41);
+  });
+  EXPECT_THAT(text, StartsWith("train: 41/90 steps, took "));
+}
+
+TEST(Progress, WithoutAStreamIsSilent) {
+  ::testing::internal::CaptureStderr();
+  {
+    Progress progress("search", "evaluations", 10, 0, nullptr);
+    progress.update(5);
+  }
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+}
+
+TEST(Progress, RedrawsOneLineWithRateAndTimeLeftOnATerminal) {
+  const int controller = ::posix_openpt(O_RDWR | O_NOCTTY);
+  ASSERT_GE(controller, 0);
+  ASSERT_EQ(::grantpt(controller), 0);
+  ASSERT_EQ(::unlockpt(controller), 0);
+  std::FILE* terminal = std::fopen(::ptsname(controller), "w");
+  ASSERT_NE(terminal, nullptr);
+  {
+    // Resumed at step 100 of 1000: only the 20 steps made here count into the rate.
+    Progress progress("search", "evaluations", 1000, 100, terminal);
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    progress.update(120);
+    progress.update(121);  // too soon to draw again
+  }
+  std::string text(4096, '\0');
+  const auto size = ::read(controller, text.data(), text.size());
+  ASSERT_GT(size, 0);
+  text.resize(static_cast<std::size_t>(size));
+  std::fclose(terminal);
+  ::close(controller);
+
+  EXPECT_THAT(text, StartsWith("\r\033[Ksearch: 120/1000 evaluations, "));
+  EXPECT_THAT(text, HasSubstr("s left\r\033[Ksearch: 121/1000 evaluations, took "));
+  // At most 20 steps in the 0.25 s that passed at least.
+  const double rate = std::stod(text.substr(text.find(", ") + 2));
+  EXPECT_GT(rate, 0);
+  EXPECT_LE(rate, 80.1);
+}
+
+}  // namespace
+}  // namespace indexcache
