@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -42,6 +43,8 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  // At `offset` bytes from the start, wherever write() stands; a gap left behind reads as zeros.
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
   void commit();
 
  private:

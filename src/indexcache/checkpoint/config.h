@@ -2,7 +2,9 @@
 // from here.
 //
 // Supported: model_type glm_moe_dsa (GLM-5, 5.1, 5.2, 5.3) and deepseek_v32 (DeepSeek-V3.2).
-// Anything else throws InputError naming the type found and the types supported.
+// Anything else throws InputError naming the type found and the types supported. A key that is
+// absent or null takes the default of transformers' config class (5.17.0), but token ids stay
+// unset.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "indexcache/policy/pattern.h"
@@ -18,14 +21,21 @@ namespace indexcache {
 
 enum class Architecture { kGlmMoeDsa, kDeepseekV32 };
 
+std::string_view model_type(Architecture architecture);  // "glm_moe_dsa", "deepseek_v32"
+
 enum class MlpKind { kDense, kSparse };
 
-// YaRN (rope_type "yarn"): per-frequency blend between plain and interpolated RoPE.
+// YaRN (rope_type "yarn"): per-frequency blend between plain and interpolated RoPE, spec section
+// 2.2. `truncate` false is refused.
 struct YarnConfig {
   double factor = 1.0;
   double original_max_position_embeddings = 4096;
   double beta_fast = 32, beta_slow = 1;
-  double mscale = 1, mscale_all_dim = 1;
+  double mscale = 1, mscale_all_dim = 1;  // absent: 1 and 0
+
+  double magnitude(double scale) const;  // m(scale) = 0.1 scale ln(factor) + 1
+  // What cos and sin are multiplied by: m(mscale) / m(mscale_all_dim).
+  double amplitude() const;
 };
 
 struct RopeConfig {
@@ -89,14 +99,23 @@ ModelConfig read_config(const std::filesystem::path& model_folder);
 // rule (spec section 3.1).
 struct ScheduleReading {
   std::string reader;              // "transformers", "vLLM", "SGLang", ...
-  std::string key;                 // the config key it follows, "" where it knows none
-  std::optional<Pattern> pattern;  // none: it would reject the config
+  std::string key;                 // the config key it follows, "" where it knows or finds none
+  std::optional<Pattern> pattern;  // none: it rejects the config, or layer 0 would not be Full
   std::string remark;
 };
 std::vector<ScheduleReading> read_schedule_as_engines_do(const ModelConfig& config);
+// The same for a config.json that may contradict itself, which no ModelConfig does.
+std::vector<ScheduleReading> read_schedule_as_engines_do(const nlohmann::json& json,
+                                                         Architecture architecture, int num_layers);
 
-// Writes `schedule` into config.json's dialects: indexer_types, index_topk_pattern (nearest
-// patterns), and our own indexcache_sources for routed ones.
+// Makes `schedule` the config's own, in `schedule` and in `json`, where it replaces every key that
+// states one:
+//   nearest  index_topk_pattern and, for glm_moe_dsa, indexer_types. A deepseek_v32 config gets no
+//            indexer_types: no reader of that model type follows the key. Its transformers class
+//            knows no schedule at all and runs an indexer in every layer, so a folder meant for it
+//            must keep all indexers.
+//   routed   indexcache_sources alone. F/S keys could only state another, worse pattern, which
+//            other engines would run without a word.
 void set_schedule(ModelConfig& config, const Pattern& schedule);
 
 }  // namespace indexcache

@@ -1,0 +1,56 @@
+#include "indexcache/checkpoint/strict_json.h"
+
+#include <set>
+#include <vector>
+
+#include "indexcache/base/error.h"
+
+namespace indexcache {
+namespace {
+
+constexpr int kMaxDepth = 64;
+
+}  // namespace
+
+std::string json_complaint(const nlohmann::json::exception& error) {
+  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+  std::string_view text = error.what();
+  if (const auto end = text.find("] "); end != std::string_view::npos) text.remove_prefix(end + 2);
+  return std::string(text);
+}
+
+nlohmann::json parse_json_strictly(std::string_view text, const std::string& where) {
+  using Event = nlohmann::json::parse_event_t;
+  std::vector<std::set<std::string, std::less<>>> keys;  // of each object that is open
+  const auto check = [&](int depth, Event event, nlohmann::json& parsed) {
+    if (depth > kMaxDepth) {
+      throw expectation_error(where, fmt::format("at most {} levels of nesting", kMaxDepth),
+                              "more");
+    }
+    if (event == Event::object_start) keys.emplace_back();
+    if (event == Event::object_end) keys.pop_back();
+    if (event == Event::key) {
+      const auto& key = parsed.get_ref<const std::string&>();
+      if (!keys.back().insert(key).second) {
+        throw expectation_error(where, "every key once", fmt::format("\"{}\" twice", key));
+      }
+    }
+    return true;
+  };
+  try {
+    return nlohmann::json::parse(text.begin(), text.end(), check);
+  } catch (const nlohmann::json::exception& error) {
+    throw input_error("{}: not valid JSON: {}", where, json_complaint(error));
+  }
+}
+
+std::string json_excerpt(const nlohmann::json& value) {
+  constexpr std::size_t kLength = 80;
+  std::string text = value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+  if (text.size() > kLength) text = text.substr(0, kLength) + "...";
+  return text;
+}
+
+std::string quoted_text(std::string_view text) { return json_excerpt(nlohmann::json(text)); }
+
+}  // namespace indexcache
