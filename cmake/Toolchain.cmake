@@ -37,3 +37,7 @@ if(INDEXCACHE_CUDA)
   endif()
   set(CMAKE_CUDA_STANDARD 20)
 endif()
+
+# What the results of a bench were measured at; as of the last configure.
+execute_process(COMMAND git -C ${CMAKE_SOURCE_DIR} describe --always --dirty OUTPUT_VARIABLE INDEXCACHE_COMMIT
+  OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)

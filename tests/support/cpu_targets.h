@@ -2,6 +2,9 @@
 #pragma once
 
 #include <gtest/gtest.h>
+
+#include "indexcache/kernels/simd_targets.h"
+// after simd_targets.h
 #include <hwy/highway.h>
 
 #include <cstdint>
