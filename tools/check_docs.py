@@ -18,7 +18,7 @@ from pathlib import Path
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-MAKE = re.compile(r"\bmake ([a-z][a-z-]*)\b")
+MAKE = re.compile(r"(?:^|&& |\$ )make ([a-z][a-z-]*)\b", re.MULTILINE)
 VERB = re.compile(r"(?:^|/|\$ )indexcache +([a-z]+)\b", re.MULTILINE)
 PLACEHOLDER = re.compile(r"[<>$…{}]|\.\.\.|\b[A-Z]{3,}\b(?!\.md)")
 FORBIDDEN = [
@@ -125,6 +125,7 @@ def self_test():
             "`make bad`",
             "```sh",
             "make test && build/cpu/indexcache search models/m --out out/p.json",
+            "apt-get install make git  # a package, no target",
             "build/cpu/indexcache bad models/m",
             "tools/bad.sh",
             "```",
