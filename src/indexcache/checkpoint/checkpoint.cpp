@@ -138,7 +138,7 @@ class Inspector {
     }
     if (!unknown.empty()) {
       notices_.push_back(fmt::format("{} tensors of no known use are ignored, the first is {}",
-                                     unknown.size(), quoted_text(unknown[0])));
+                                     unknown.size(), quote(unknown[0])));
     }
     return std::move(notices_);
   }

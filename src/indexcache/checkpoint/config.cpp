@@ -41,7 +41,7 @@ Architecture read_architecture(const ConfigReader& reader) {
   throw expectation_error(
       reader.at("model_type"),
       "glm_moe_dsa (GLM-5, 5.1, 5.2, 5.3) or deepseek_v32 (DeepSeek-V3.2): these are supported",
-      type.empty() ? "none" : quoted_text(type));
+      type.empty() ? "none" : quote(type));
 }
 
 // Keys that must have one value, because the forward pass knows only that one.
@@ -63,7 +63,7 @@ void check_fixed_keys(const ConfigReader& reader, const ModelConfig& config) {
   for (const auto& type : reader.texts("layer_types", config.num_layers)) {
     if (type != "deepseek_sparse_attention") {
       throw expectation_error(reader.at("layer_types"), "\"deepseek_sparse_attention\" only",
-                              quoted_text(type));
+                              quote(type));
     }
   }
 }
@@ -113,7 +113,7 @@ std::vector<MlpKind> read_mlp_kinds(const ConfigReader& reader, int num_layers) 
   for (std::size_t layer = 0; layer < types.size(); ++layer) {
     if (types[layer] != "dense" && types[layer] != "sparse") {
       throw expectation_error(fmt::format("{}: layer {}", reader.at("mlp_layer_types"), layer),
-                              "\"dense\" or \"sparse\"", quoted_text(types[layer]));
+                              "\"dense\" or \"sparse\"", quote(types[layer]));
     }
     kinds[layer] = types[layer] == "dense" ? MlpKind::kDense : MlpKind::kSparse;
   }
@@ -158,7 +158,7 @@ RopeConfig read_rope(const ConfigReader& reader, std::int64_t max_position_embed
   const auto type = rope.text({"rope_type", "type"}, "default");
   if (type == "default") return config;
   if (type != "yarn") {
-    throw expectation_error(rope.at("rope_type"), "\"default\" or \"yarn\"", quoted_text(type));
+    throw expectation_error(rope.at("rope_type"), "\"default\" or \"yarn\"", quote(type));
   }
 
   YarnConfig yarn;
@@ -196,7 +196,7 @@ std::optional<QuantizationConfig> read_quantization(const ConfigReader& reader) 
   if (!nested) return std::nullopt;
   if (const auto method = nested->text("quant_method", ""); method != "fp8") {
     throw expectation_error(nested->at("quant_method"), "\"fp8\" (E4M3 with block scales)",
-                            quoted_text(method));
+                            quote(method));
   }
   nested->require_text("fmt", "e4m3");
   QuantizationConfig config;
@@ -214,7 +214,7 @@ std::optional<QuantizationConfig> read_quantization(const ConfigReader& reader) 
   }
   const auto format = nested->text("scale_fmt", "float");
   if (format != "ue8m0" && format != "float") {
-    throw expectation_error(nested->at("scale_fmt"), "\"ue8m0\" or \"float\"", quoted_text(format));
+    throw expectation_error(nested->at("scale_fmt"), "\"ue8m0\" or \"float\"", quote(format));
   }
   config.scale_is_power_of_two = format == "ue8m0";
   return config;
@@ -262,7 +262,7 @@ ModelConfig parse_config(const nlohmann::json& json, const std::string& where) {
 
 ModelConfig read_config(const std::filesystem::path& model_folder) {
   const auto path = model_folder / "config.json";
-  if (!std::filesystem::exists(path)) {
+  if (std::error_code ignored; !std::filesystem::exists(path, ignored)) {
     throw expectation_error(model_folder.string(), "a model folder with a config.json", "none");
   }
   return parse_config(parse_json_strictly(read_file(path), path.string()), path.string());

@@ -138,7 +138,7 @@ std::vector<std::int64_t> ConfigReader::token_ids(const std::string& key) const 
 
 void ConfigReader::require_text(const std::string& key, const std::string& value) const {
   if (const auto found = text(key, value); found != value) {
-    throw expectation_error(at(key), fmt::format("\"{}\"", value), quoted_text(found));
+    throw expectation_error(at(key), fmt::format("\"{}\"", value), quote(found));
   }
 }
 

@@ -74,7 +74,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool key(std::string& key) override {
     if (level_ == Level::kHeader) {
       if (!names_.insert(key).second) {
-        throw expectation_error(where_, "every tensor name once", quoted_text(key) + " twice");
+        throw expectation_error(where_, "every tensor name once", quote(key) + " twice");
       }
       in_metadata_ = key == "__metadata__";
       if (!in_metadata_)
@@ -82,8 +82,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       level_ = Level::kName;
     } else if (level_ == Level::kMetadata) {
       if (!metadata_keys_.insert(key).second) {
-        throw expectation_error(where_ + ": __metadata__", "every key once",
-                                quoted_text(key) + " twice");
+        throw expectation_error(where_ + ": __metadata__", "every key once", quote(key) + " twice");
       }
     } else {
       start_field(key);
@@ -98,7 +97,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
                                    [&](const DTypeInfo& known) { return known.name == value; });
     if (info == kDTypes.end()) {
       throw expectation_error(here(), "a dtype such as F32, F16, BF16, F8_E4M3, I64 or U8",
-                              quoted_text(value));
+                              quote(value));
     }
     entries_.back().dtype = info->dtype;
     level_ = Level::kTensor;
@@ -131,7 +130,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (level_ == Level::kTensor) {
       const auto& entry = entries_.back();
       if (!entry.dtype || !entry.shape || !entry.data_offsets) {
-        throw expectation_error(where_ + ": tensor " + quoted_text(entry.name),
+        throw expectation_error(where_ + ": tensor " + quote(entry.name),
                                 "dtype, shape and data_offsets", "one of them missing");
       }
     }
@@ -156,7 +155,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   std::string here() const {
     if (entries_.empty() || level_ == Level::kOutside || in_metadata_) return where_ + ": header";
-    auto text = where_ + ": tensor " + quoted_text(entries_.back().name);
+    auto text = where_ + ": tensor " + quote(entries_.back().name);
     if (level_ == Level::kField || level_ == Level::kList) text += ": " + field_;
     return text;
   }
@@ -168,7 +167,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
                        (key == "data_offsets" && entry.data_offsets);
     if (!known || again) {
       throw expectation_error(here(), "the keys dtype, shape and data_offsets, each once",
-                              quoted_text(key) + (again ? " twice" : ""));
+                              quote(key) + (again ? " twice" : ""));
     }
     field_ = key;
     level_ = Level::kField;
@@ -211,13 +210,14 @@ std::string_view header_text(std::span<const std::byte> bytes, const std::string
   if (!text.starts_with('{')) {
     throw expectation_error(where + ": header", "JSON that starts with {", "something else");
   }
+  check_no_nul(text, where + ": header");
   return text;
 }
 
 // The entry's bytes inside `data`, after checking its numbers against each other.
 TensorView make_view(const HeaderEntry& entry, std::span<const std::byte> data,
                      const std::string& where) {
-  const auto here = where + ": tensor " + quoted_text(entry.name);
+  const auto here = where + ": tensor " + quote(entry.name);
   const auto& offsets = *entry.data_offsets;
   if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > data.size()) {
     throw expectation_error(here + ": data_offsets",
@@ -260,7 +260,7 @@ void check_tiling(const std::vector<HeaderEntry>& entries, std::uint64_t data_si
   for (const auto* entry : by_offset) {
     const auto& offsets = *entry->data_offsets;
     if (offsets[0] != end) {
-      throw expectation_error(where + ": tensor " + quoted_text(entry->name),
+      throw expectation_error(where + ": tensor " + quote(entry->name),
                               fmt::format("data from byte {} on, where the one before ends", end),
                               fmt::format("from byte {}", offsets[0]));
     }

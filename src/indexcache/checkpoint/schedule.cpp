@@ -25,8 +25,7 @@ Pattern pattern_of_words(const std::vector<std::string>& words, const std::strin
     if (!full && !shared) {
       throw expectation_error(
           fmt::format("{}: layer {}", where, layer),
-          letters_allowed ? "F or S (full or shared)" : "\"full\" or \"shared\"",
-          quoted_text(word));
+          letters_allowed ? "F or S (full or shared)" : "\"full\" or \"shared\"", quote(word));
     }
     if (full) full_layers.push_back(layer);
   }

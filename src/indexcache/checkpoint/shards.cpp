@@ -31,7 +31,7 @@ std::map<std::string, std::vector<std::string>> read_index(const std::filesystem
   std::map<std::string, std::vector<std::string>> names;
   for (const auto& [name, file] : map->items()) {
     if (!file.is_string() || !is_plain_file_name(file.get<std::string>())) {
-      throw expectation_error(fmt::format("{}: weight_map: {}", where, quoted_text(name)),
+      throw expectation_error(fmt::format("{}: weight_map: {}", where, quote(name)),
                               "a file name in the same folder", json_excerpt(file));
     }
     names[file.get<std::string>()].push_back(name);
@@ -43,13 +43,14 @@ std::map<std::string, std::vector<std::string>> read_index(const std::filesystem
 
 Shards open_shards(const std::filesystem::path& folder) {
   Shards shards;
+  std::error_code ignored;  // what cannot be looked at is not there
   const auto single = folder / "model.safetensors";
-  if (std::filesystem::exists(single)) {
+  if (std::filesystem::exists(single, ignored)) {
     shards.tensors = open_file(single, shards);
     return shards;
   }
   const auto index = folder / "model.safetensors.index.json";
-  if (!std::filesystem::exists(index)) {
+  if (!std::filesystem::exists(index, ignored)) {
     throw expectation_error(folder.string(), "model.safetensors or model.safetensors.index.json",
                             "neither");
   }
@@ -58,16 +59,16 @@ Shards open_shards(const std::filesystem::path& folder) {
     for (const auto& name : names) {
       auto node = tensors.extract(name);
       if (node.empty()) {
-        throw expectation_error(
-            (folder / file).string(),
-            fmt::format("tensor {}, which the index places there", quoted_text(name)), "none");
+        throw expectation_error((folder / file).string(),
+                                fmt::format("tensor {}, which the index places there", quote(name)),
+                                "none");
       }
       shards.tensors.insert(std::move(node));
     }
     if (!tensors.empty()) {
-      shards.notices.push_back(fmt::format(
-          "{}: {} tensors that {} does not name are ignored, the first is {}", file, tensors.size(),
-          index.filename().string(), quoted_text(tensors.begin()->first)));
+      shards.notices.push_back(
+          fmt::format("{}: {} tensors that {} does not name are ignored, the first is {}", file,
+                      tensors.size(), index.filename().string(), quote(tensors.begin()->first)));
     }
   }
   return shards;

@@ -19,7 +19,14 @@ std::string json_complaint(const nlohmann::json::exception& error) {
   return std::string(text);
 }
 
+void check_no_nul(std::string_view text, const std::string& where) {
+  if (const auto at = text.find('\0'); at != std::string_view::npos) {
+    throw input_error("{}: not valid JSON: a NUL byte at offset {}", where, at);
+  }
+}
+
 nlohmann::json parse_json_strictly(std::string_view text, const std::string& where) {
+  check_no_nul(text, where);
   using Event = nlohmann::json::parse_event_t;
   std::vector<std::set<std::string, std::less<>>> keys;  // of each object that is open
   const auto check = [&](int depth, Event event, nlohmann::json& parsed) {
@@ -50,7 +57,5 @@ std::string json_excerpt(const nlohmann::json& value) {
   if (text.size() > kLength) text = text.substr(0, kLength) + "...";
   return text;
 }
-
-std::string quoted_text(std::string_view text) { return json_excerpt(nlohmann::json(text)); }
 
 }  // namespace indexcache

@@ -11,13 +11,14 @@ namespace indexcache {
 // holds twice, nesting deeper than 64 levels, text that is not UTF-8 and numbers no double holds.
 nlohmann::json parse_json_strictly(std::string_view text, const std::string& where);
 
+// The library takes a NUL byte for the end of the text; JSON has none.
+void check_no_nul(std::string_view text, const std::string& where);
+
 // What is wrong with the text a nlohmann exception stems from, in one line, with the byte offset
 // where it is known.
 std::string json_complaint(const nlohmann::json::exception& error);
 
 // A value as an error message shows it: dumped on one line, shortened.
 std::string json_excerpt(const nlohmann::json& value);
-// A name from a file the same way: quoted and escaped, so that a hostile one stays on its line.
-std::string quoted_text(std::string_view text);
 
 }  // namespace indexcache
