@@ -74,16 +74,19 @@ def load_tensors(folder):
 
 
 def load_in_transformers(folder):
+    """The model, and the names of tensors it wanted and missed, and of those it did not want."""
     folder = pathlib.Path(folder)
-    options = {"dtype": torch.float32, "attn_implementation": "eager"}
     config = json.loads((folder / "config.json").read_text())
-    if "quantization_config" not in config:
-        return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
     with tempfile.TemporaryDirectory() as plain:
-        save_file(load_tensors(folder), pathlib.Path(plain) / "model.safetensors", metadata={"format": "pt"})
-        del config["quantization_config"]
-        (pathlib.Path(plain) / "config.json").write_text(json.dumps(config))
-        return AutoModelForCausalLM.from_pretrained(plain, **options).eval()
+        if "quantization_config" in config:
+            save_file(load_tensors(folder), pathlib.Path(plain) / "model.safetensors", metadata={"format": "pt"})
+            del config["quantization_config"]
+            (pathlib.Path(plain) / "config.json").write_text(json.dumps(config))
+            folder = plain
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+    return model.eval(), sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 
 class CopiedSet(torch.nn.Module):
@@ -101,20 +104,20 @@ class CopiedSet(torch.nn.Module):
 class Run:
     logits: torch.Tensor  # [T, vocab] fp32
     index_sets: dict  # Full layer -> [T, k] int32, ascending, -1 padded
-    # Distance of every query from a different selection, the smallest over all layers, [T] (whole prompts only):
-    index_margins: torch.Tensor  # (k-th - (k+1)-th index score) / largest |score|
-    router_margins: torch.Tensor  # last chosen - first rejected expert (and group)
+    # How far every query is from another selection (whole prompts only):
+    index_margins: dict  # Full layer -> [T]: (k-th - (k+1)-th index score) / largest |score|
+    router_margins: list  # of each MoE layer, [T]: last chosen - first rejected expert (and group)
 
 
 class Oracle:
     def __init__(self, folder, pattern="model"):
         self.config = json.loads((pathlib.Path(folder) / "config.json").read_text())
-        self.model = load_in_transformers(folder)
+        self.model, self.missing, self.unexpected = load_in_transformers(folder)
         layers = self.config["num_hidden_layers"]
         self.sources = own_sources(self.config) if pattern == "model" else parse_pattern(pattern, layers)
         self.top_k = self.config["index_topk"]
         self.interleaved = self.config.get("indexer_rope_interleave", self.config["model_type"] == "glm_moe_dsa")
-        self.selected, self.sets, self.index_margins, self.router_margins = {}, {}, [], []
+        self.selected, self.sets, self.index_margins, self.router_margins = {}, {}, {}, []
         for layer, block in enumerate(self.model.model.layers):
             self._prepare(layer, block)
 
@@ -138,7 +141,7 @@ class Oracle:
     def run(self, tokens, chunks=None):
         """The whole prompt at once, or in chunks of the sizes given through transformers' cache."""
         self.sets = {layer: [] for layer, source in enumerate(self.sources) if source == FULL}
-        self.index_margins, self.router_margins = [], []
+        self.index_margins, self.router_margins = {}, []
         if chunks is None:
             self.measure, self.first = True, 0
             logits = self.model(tokens[None], use_cache=False).logits[0]
@@ -151,11 +154,7 @@ class Oracle:
                 self.first += size
             logits = torch.cat(parts)
         sets = {layer: torch.cat(rows) for layer, rows in self.sets.items()}
-
-        def smallest(margins):
-            return torch.stack(margins).amin(0) if margins else torch.full((len(tokens),), torch.inf)
-
-        return Run(logits, sets, smallest(self.index_margins), smallest(self.router_margins))
+        return Run(logits, sets, self.index_margins, self.router_margins)
 
     def _after_indexer(self, layer, indexer, inputs, options, output):
         self.selected[layer] = output
@@ -166,10 +165,10 @@ class Oracle:
         rows[:, : chosen.shape[1]] = torch.where(chosen <= queries[:, None], chosen, -1).to(torch.int32)
         self.sets[layer].append(rows)
         if self.measure:
-            self._measure_index_scores(indexer, inputs, rows)
+            self.index_margins[layer] = self._measure_index_scores(indexer, inputs, rows)
 
     def _measure_index_scores(self, indexer, inputs, rows):
-        """Index scores in double: their margins, and that transformers' fp32 selection is the exact one."""
+        """Margins of the index scores, in double; where they are clear, transformers' fp32 selection must be the exact one."""
         hidden, q_latent, (cos, sin) = inputs[0].double(), inputs[1].double(), inputs[2]
         exact = {name: value.double() for name, value in indexer.state_dict().items()}
         rope, heads, dim = indexer.qk_rope_head_dim, indexer.n_heads, indexer.head_dim
@@ -180,7 +179,7 @@ class Oracle:
         q = torch.cat([q_rope, q[..., rope:]], -1)[0]
         k = torch.cat([k_rope[..., 0, :], k[..., rope:]], -1)[0]
         w = (hidden @ exact["weights_proj.weight"].T)[0]
-        scores = torch.einsum("th,ths->ts", w, torch.relu(torch.einsum("thd,sd->ths", q, k)))
+        scores = sum(w[:, head, None] * torch.relu(q[:, head] @ k.T) for head in range(heads))
         num_queries = len(scores)
         causal = torch.ones(num_queries, num_queries, dtype=torch.bool).tril()
         scale = scores.masked_fill(~causal, 0).abs().amax(-1)
@@ -194,7 +193,7 @@ class Oracle:
             exact_rows = top.indices[:, :-1].sort(-1).values.to(torch.int32)
             decided = clear & (torch.arange(num_queries) >= self.top_k)
             assert torch.equal(exact_rows[decided], rows[decided]), "transformers selected another set than exact scores give"
-        self.index_margins.append(margins.float())
+        return margins.float()
 
     def _after_router(self, gate, _inputs, output):
         if not self.measure:
