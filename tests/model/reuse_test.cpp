@@ -183,7 +183,6 @@ TEST(Reuse, Bf16StaysNearFp32) {
       const double error = (difference.norm() / expected.norm()).item().toDouble();
       EXPECT_LE(error, 0.03) << golden << ", chunk " << chunk;
       EXPECT_GT(error, 0.0) << golden;
-      fmt::print("bf16 {} {}\n", golden, error);
     }
   }
 }
