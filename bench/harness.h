@@ -14,9 +14,9 @@
 #include <sys/utsname.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -38,27 +38,33 @@ inline Timing summarise(std::vector<double> seconds) {
   return {at(0.5), at(0.25), at(0.75)};
 }
 
+inline double seconds_of(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // One call, or as many as fill `least` seconds: seconds a call.
-inline double time_call(const std::function<void()>& call, double least) {
-  using Clock = std::chrono::steady_clock;
-  const auto begin = Clock::now();
+inline double time_call(const std::function<void()>& call, clockid_t clock, double least) {
+  const double begin = seconds_of(clock);
   double elapsed = 0;
   int calls = 0;
   do {
     call();
     ++calls;
-    elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+    elapsed = seconds_of(clock) - begin;
   } while (elapsed < least);
   return elapsed / calls;
 }
 
 // Times the calls in turn, `rounds` times after one warm-up each.
 inline std::vector<Timing> time_interleaved(const std::vector<std::function<void()>>& calls,
-                                            int rounds, double least) {
+                                            clockid_t clock, int rounds, double least) {
   std::vector<std::vector<double>> seconds(calls.size());
   for (const auto& call : calls) call();
   for (int round = 0; round < rounds; ++round) {
-    for (std::size_t i = 0; i < calls.size(); ++i) seconds[i].push_back(time_call(calls[i], least));
+    for (std::size_t i = 0; i < calls.size(); ++i)
+      seconds[i].push_back(time_call(calls[i], clock, least));
   }
   std::vector<Timing> timings;
   for (auto& each : seconds) timings.push_back(summarise(std::move(each)));
@@ -75,7 +81,7 @@ struct Case {
 
 class Suite {
  public:
-  // argv: --json FILE, --rounds N, --filter TEXT, --threads N.
+  // argv: --json FILE, --rounds N, --filter TEXT, --threads N, --clock wall|cpu.
   Suite(std::string name, int argc, char** argv) : name_(std::move(name)) {
     command_ = fmt::format("{}", fmt::join(argv, argv + argc, " "));
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -83,6 +89,7 @@ class Suite {
       if (option == "--json") json_path_ = value;
       if (option == "--rounds") rounds_ = std::stoi(value);
       if (option == "--filter") filter_ = value;
+      if (option == "--clock" && value == "cpu") clock_ = CLOCK_PROCESS_CPUTIME_ID;
       if (option == "--threads") at::set_num_threads(std::stoi(value));
     }
     fmt::print("{} on {}, {} threads\n", name_, cpu_name(), at::get_num_threads());
@@ -105,6 +112,7 @@ class Suite {
     const nlohmann::ordered_json report = {{"bench", name_},
                                            {"machine", cpu_name()},
                                            {"threads", at::get_num_threads()},
+                                           {"clock", clock_ == CLOCK_MONOTONIC ? "wall" : "cpu"},
                                            {"kernel", system.release},
                                            {"commit", INDEXCACHE_COMMIT},
                                            {"command", command_},
@@ -132,7 +140,7 @@ class Suite {
     std::vector<std::function<void()>> calls = {[&] { at::matmul(a, b); }, [&] { to.copy_(from); },
                                                 c.run};
     if (c.other) calls.push_back(c.other);
-    const std::vector<Timing> times = time_interleaved(calls, rounds_, 0.05);
+    const std::vector<Timing> times = time_interleaved(calls, clock_, rounds_, 0.05);
     const double matmul = 2.0 * kSize * kSize * kSize / times[0].median;
     const double copy = 2.0 * 4 * kCopyFloats / times[1].median;
     const double roof = std::min(matmul, c.flops / c.bytes * copy);
@@ -160,6 +168,7 @@ class Suite {
   }
 
   std::string name_, command_, json_path_, filter_;
+  clockid_t clock_ = CLOCK_MONOTONIC;
   int rounds_ = 9;
   nlohmann::ordered_json cases_ = nlohmann::ordered_json::array();
 };

@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kRows = 12;  // keys of a register tile: 24 accumulators, 2 of q, 1 broadcast
 constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kLinePairs = 16;  // of a cache line
 static_assert(kScoreGroup % kRows == 0 && kScoreGroup % kLanes == 0);
 
 // A packed query: per pair of head vectors (a last odd one stands alone) [pairs of d][width] pairs
@@ -77,6 +78,9 @@ void score_rows(const std::uint32_t* __restrict panel, std::int64_t pairs,
   const std::uint16_t* base[4];
   for (int b = 0; b < 4; ++b) base[b] = keys + 3 * b * key_stride;
   for (std::int64_t i = 0; i < pairs; ++i) {
+    if (i % kLinePairs == 0) {  // the next tile's rows, a cache line each
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(keys + (kRows + r) * key_stride + 2 * i);
+    }
     __m512bh q[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       q[v] = reinterpret_cast<__m512bh>(_mm512_load_si512(panel + (i * kVectors + v) * kLanes));

@@ -2,12 +2,14 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "indexcache/ops/index_topk/index_topk_highway.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // keep before highway.h
 #include <hwy/highway.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "indexcache/kernels/lane_sums-inl.h"
 #include "indexcache/ops/index_topk/index_topk_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,6 +26,7 @@ constexpr std::int64_t kRows = 12;
 constexpr std::int64_t kRows = 6;
 #endif
 static_assert(kScoreGroup % kRows == 0);
+constexpr std::int64_t kLineFloats = 16;
 
 // Vectors of 16 lanes would be half empty with 8 heads or fewer.
 using WideTag = hn::ScalableTag<float>;
@@ -59,22 +62,6 @@ void pack_query_as(Tag d, const float* q, const float* weights, std::int64_t hea
   std::copy_n(weights, heads, packed + shape.weights_at());
 }
 
-// Sums over lanes of 1, 2, 4, ... `kCount` = lanes vectors at once: neighbouring lanes are added
-// until lane i holds the sum of vector i. Every vector's sum takes the same tree.
-template <class Tag, std::size_t kCount>
-HWY_INLINE hn::Vec<Tag> sum_lanes([[maybe_unused]] Tag d, const hn::Vec<Tag>* v) {
-#if HWY_TARGET == HWY_SCALAR
-  static_assert(kCount == 1);
-#else
-  if constexpr (kCount > 1) {
-    const auto low = sum_lanes<Tag, kCount / 2>(d, v);
-    const auto high = sum_lanes<Tag, kCount / 2>(d, v + kCount / 2);
-    return hn::Add(hn::ConcatEven(d, high, low), hn::ConcatOdd(d, high, low));
-  }
-#endif
-  return v[0];
-}
-
 // partial[r] (+)= the lanes' share of the scores of kRows keys: sum over this panel's vectors of
 // w * relu(q . key).
 template <class Tag, int kVectors>
@@ -93,6 +80,9 @@ HWY_INLINE void score_rows(Tag d, const float* HWY_RESTRICT panel, std::int64_t 
   const float* base[kBases];
   for (int b = 0; b < kBases; ++b) base[b] = keys + 3 * b * key_stride;
   for (std::int64_t i = 0; i < dim; ++i) {
+    if (i % kLineFloats == 0) {  // the next tile's rows, a cache line each
+      for (int r = 0; r < kRows; ++r) hwy::Prefetch(keys + (kRows + r) * key_stride + i);
+    }
     hn::Vec<Tag> q[kVectors];
     for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, panel + (i * kVectors + v) * lanes);
     HWY_UNROLL(12)
