@@ -1,10 +1,7 @@
 // The strategies that measure every move of a step: greedy, routed, blocked, forward, descent.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <vector>
 
-#include "indexcache/base/error.h"
 #include "indexcache/search/search_run.h"
 
 namespace indexcache {
@@ -39,15 +36,10 @@ void search_blocked(SearchRun& run) {
   const int num_layers = run.options().start.num_layers();
   const int num_blocks = run.options().num_blocks;
   const int keep = run.options().keep.value_or(num_blocks);
-  const auto first_layer = [&](int block) { return block * num_layers / num_blocks; };
+  const auto first_layer = [&](int block) {
+    return first_layer_of_block(block, num_blocks, num_layers);
+  };
   Pattern current = run.options().start.as_nearest();
-  for (int block = 0; block < num_blocks; ++block) {
-    if (!current.is_full(first_layer(block))) {
-      throw expectation_error(fmt::format("search: blocked: layer {}, the first of block {}",
-                                          first_layer(block), block),
-                              "Full in the start schedule", "Shared");
-    }
-  }
   while (current.num_full() > keep) {
     for (int block = 0; block < num_blocks && current.num_full() > keep; ++block) {
       auto moves = moves_of(current, MoveSources::kNearest);

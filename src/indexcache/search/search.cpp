@@ -27,7 +27,9 @@ constexpr std::array<StrategyEntry, 7> kStrategies = {{{Strategy::kGreedy, "gree
                                                        {Strategy::kRoutedLazy, "routed-lazy"},
                                                        {Strategy::kDescent, "descent"}}};
 
-void check_options(const SearchOptions& options) {
+}  // namespace
+
+void check_search_options(const SearchOptions& options) {
   const int num_full = options.start.num_full();
   if (options.strategy == Strategy::kDescent) {
     if (num_full == options.start.num_layers()) {
@@ -47,6 +49,13 @@ void check_options(const SearchOptions& options) {
                             fmt::format("1 to {} blocks", options.start.num_layers()),
                             fmt::format("{}", least));
   }
+  for (int block = 0; blocked && block < options.num_blocks; ++block) {
+    const int first = first_layer_of_block(block, options.num_blocks, options.start.num_layers());
+    if (options.start.is_full(first)) continue;
+    throw expectation_error(
+        fmt::format("search: blocked: layer {}, the first of block {}", first, block),
+        "Full in the start schedule", "Shared");
+  }
   if (options.keep && (*options.keep < least || *options.keep >= num_full)) {
     throw expectation_error(
         "search: Full layers to keep",
@@ -54,8 +63,6 @@ void check_options(const SearchOptions& options) {
         fmt::format("{}", *options.keep));
   }
 }
-
-}  // namespace
 
 double Losses::mean() const {
   INDEXCACHE_ASSERT(!per_sequence.empty());
@@ -87,7 +94,7 @@ std::string strategy_names() {
 
 SearchResult search_patterns(const SearchOptions& options, const Evaluate& evaluate,
                              const std::function<void(const SearchProgress&)>& on_step) {
-  check_options(options);
+  check_search_options(options);
   SearchRun run(options, evaluate, on_step);
   switch (options.strategy) {
     case Strategy::kGreedy:

@@ -78,8 +78,11 @@ struct SearchProgress {
   double loss = 0;
 };
 
+// Throws InputError for options that do not fit together; search_patterns begins with it.
+void check_search_options(const SearchOptions& options);
+
 // `on_step` (optional) is told after the start schedule's evaluation and after every committed
-// step. Throws InputError for options that do not fit together, and where a loss is not finite.
+// step. Throws InputError where a loss is not finite.
 SearchResult search_patterns(const SearchOptions& options, const Evaluate& evaluate,
                              const std::function<void(const SearchProgress&)>& on_step = {});
 

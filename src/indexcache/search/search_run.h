@@ -48,6 +48,11 @@ class SearchRun {
   SearchResult result_;
 };
 
+// The first layer of one of `num_blocks` blocks as equal as can be.
+inline int first_layer_of_block(int block, int num_blocks, int num_layers) {
+  return block * num_layers / num_blocks;
+}
+
 // The strategies (search.h); each commits what it finds.
 void search_exact(SearchRun& run, MoveSources sources);
 void search_blocked(SearchRun& run);

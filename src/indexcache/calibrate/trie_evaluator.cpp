@@ -1,0 +1,226 @@
+#include "indexcache/calibrate/trie_evaluator.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "indexcache/base/error.h"
+#include "indexcache/base/memory.h"
+
+namespace indexcache {
+
+struct TrieEvaluator::State {
+  at::Tensor hidden;                     // [T, hidden]
+  std::map<int, at::Tensor> index_sets;  // by Full layer
+};
+
+struct TrieEvaluator::Trunk {
+  Pattern pattern = Pattern::full(1);
+  std::optional<State> embedded;
+  std::vector<std::optional<State>> after;  // by layer
+};
+
+namespace {
+
+std::int64_t longest(const std::vector<Sequence>& sequences) {
+  std::size_t tokens = 0;
+  for (const Sequence& sequence : sequences) tokens = std::max(tokens, sequence.tokens.size());
+  return static_cast<std::int64_t>(tokens);
+}
+
+// The densest carrying (trie_plan.h) that fits: every layer's hidden state counts by the stride,
+// index sets always.
+int carried_stride(const LayerRunner& runner, std::int64_t tokens, std::int64_t budget) {
+  const int num_layers = runner.num_layers();
+  for (int stride = 1; stride < num_layers; ++stride) {
+    const std::int64_t states = (num_layers - 1) / stride;
+    const auto bytes = tokens * (states * runner.hidden_bytes_per_token() +
+                                 num_layers * runner.index_set_bytes_per_token());
+    if (bytes <= budget) return stride;
+  }
+  return 0;
+}
+
+void check_memory(const LayerRunner& runner, std::int64_t tokens, int num_threads,
+                  std::int64_t carried_bytes) {
+  const auto walk = num_threads * runner.num_layers() * tokens *
+                    (runner.hidden_bytes_per_token() + runner.index_set_bytes_per_token());
+  const auto available = available_memory_bytes();
+  if (walk + carried_bytes > available) {
+    throw device_error(
+        "context of {} tokens: the walk over patterns may need {} bytes on {} threads and {} for "
+        "carried states, {} available; fewer threads, less carried or a shorter context would do",
+        tokens - 1, walk, num_threads, carried_bytes, available);
+  }
+}
+
+int threads_for(const LayerRunner& runner, const TrieOptions& options, std::size_t sequences) {
+  if (runner.on_device()) return 1;
+  const int asked = options.num_threads > 0 ? options.num_threads : at::get_num_threads();
+  return std::min(asked, static_cast<int>(sequences));
+}
+
+}  // namespace
+
+TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> sequences,
+                             const TrieOptions& options, Journal* journal,
+                             SequenceObserver observer)
+    : runner_(runner),
+      sequences_(std::move(sequences)),
+      num_threads_(threads_for(runner, options, sequences_.size())),
+      journal_(journal),
+      observer_(std::move(observer)),
+      planner_(
+          runner.num_layers(),
+          carried_stride(runner, longest(sequences_) * static_cast<std::int64_t>(sequences_.size()),
+                         options.carried_bytes)),
+      trunks_(sequences_.size()) {
+  INDEXCACHE_ASSERT(!sequences_.empty());
+  for (Trunk& trunk : trunks_) {
+    trunk.pattern = Pattern::full(runner.num_layers());
+    trunk.after.resize(static_cast<std::size_t>(runner.num_layers()));
+  }
+  if (!runner.on_device()) {
+    check_memory(runner, longest(sequences_), num_threads_,
+                 planner_.carries_any() ? options.carried_bytes : 0);
+  }
+}
+
+TrieEvaluator::~TrieEvaluator() = default;
+
+std::vector<Losses> TrieEvaluator::evaluate(const Pattern& current,
+                                            const std::vector<Pattern>& patterns) {
+  const TriePlan plan = planner_.plan(current, patterns);
+  layer_runs_ += static_cast<std::int64_t>(plan.steps.size());
+  const std::int64_t call = calls_++;
+
+  const int all = static_cast<int>(sequences_.size());
+  std::vector<std::vector<double>> by_sequence(sequences_.size());
+  std::vector<int> missing;
+  for (int sequence = 0; sequence < all; ++sequence) {
+    const auto* known = journal_ != nullptr ? journal_->find(call, sequence, patterns) : nullptr;
+    if (known != nullptr) {
+      by_sequence[sequence] = *known;
+    } else {
+      missing.push_back(sequence);
+    }
+  }
+  int done = all - static_cast<int>(missing.size());
+  std::mutex mutex;
+  run_sequences(missing, [&](int sequence) {
+    by_sequence[sequence] = walk(plan, patterns, sequence);
+    if (journal_ != nullptr) journal_->append(call, sequence, patterns, by_sequence[sequence]);
+    const std::scoped_lock lock(mutex);
+    ++done;
+    if (observer_) observer_(done, all);
+  });
+
+  std::vector<Losses> losses(patterns.size());
+  for (std::size_t i = 0; i < patterns.size(); ++i) {
+    for (const auto& sequence : by_sequence) losses[i].per_sequence.push_back(sequence[i]);
+  }
+  return losses;
+}
+
+// Calls body for each sequence. On the CPU from threads of our own, each of which lets libtorch use
+// one thread only: the result of a matrix product may depend on the number of threads in it.
+void TrieEvaluator::run_sequences(const std::vector<int>& sequences,
+                                  const std::function<void(int)>& body) {
+  if (runner_.on_device()) {
+    for (const int sequence : sequences) body(sequence);
+    return;
+  }
+  const int torch_threads = at::get_num_threads();
+  std::atomic<std::size_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr failure;
+  const auto work = [&] {
+    at::set_num_threads(1);
+    for (std::size_t i = next++; i < sequences.size(); i = next++) {
+      try {
+        body(sequences[i]);
+      } catch (...) {
+        const std::scoped_lock lock(mutex);
+        if (!failure) failure = std::current_exception();
+        next = sequences.size();
+      }
+    }
+  };
+  std::vector<std::thread> workers;
+  for (int i = 0; i < std::min<int>(num_threads_, static_cast<int>(sequences.size())); ++i) {
+    workers.emplace_back(work);
+  }
+  for (std::thread& worker : workers) worker.join();
+  at::set_num_threads(torch_threads);
+  if (failure) std::rethrow_exception(failure);
+}
+
+TrieEvaluator::State TrieEvaluator::run(int layer, int source, const State& input,
+                                        const std::vector<int>& live) const {
+  const at::Tensor source_set =
+      source == Pattern::kFull ? at::Tensor() : input.index_sets.at(source);
+  LayerOutput output = runner_.run_layer(layer, input.hidden, source_set);
+  State state;
+  state.hidden = std::move(output.hidden);
+  for (const int full : live) {
+    state.index_sets[full] = full == layer ? output.own_set : input.index_sets.at(full);
+  }
+  return state;
+}
+
+// The trunk's state before `layer`. It is there, unless the calls that made it were answered by the
+// journal.
+const TrieEvaluator::State& TrieEvaluator::trunk_state(const TriePlan& plan, int layer,
+                                                       int sequence) {
+  Trunk& trunk = trunks_[sequence];
+  if (layer == 0) {
+    if (!trunk.embedded) trunk.embedded = State{runner_.embed(sequences_[sequence]), {}};
+    return *trunk.embedded;
+  }
+  auto& state = trunk.after[layer - 1];
+  if (!state) {
+    std::vector<int> live;
+    for (int full = 0; full < layer; ++full) {
+      if (plan.trunk.is_full(full)) live.push_back(full);
+    }
+    state =
+        run(layer - 1, plan.trunk.source(layer - 1), trunk_state(plan, layer - 1, sequence), live);
+  }
+  return *state;
+}
+
+std::vector<double> TrieEvaluator::walk(const TriePlan& plan, const std::vector<Pattern>& patterns,
+                                        int sequence) {
+  Trunk& trunk = trunks_[sequence];
+  const int common = common_prefix(trunk.pattern, plan.trunk);
+  for (int layer = common; layer < plan.trunk.num_layers(); ++layer) trunk.after[layer].reset();
+  trunk.pattern = plan.trunk;
+
+  std::vector<double> losses(patterns.size());
+  std::vector<std::optional<State>> outputs(plan.steps.size());
+  for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+    const TrieStep& step = plan.steps[i];
+    const State& input = step.input == TrieStep::kTrunk ? trunk_state(plan, step.layer, sequence)
+                                                        : *outputs[step.input];
+    State output = run(step.layer, step.source, input, step.live);
+    if (step.last_reader) outputs[step.input].reset();
+    if (step.leaf >= 0) {
+      losses[step.leaf] = runner_.loss(sequences_[sequence], output.hidden);
+      continue;
+    }
+    if (step.extends_trunk) trunk.after[step.layer] = output;
+    outputs[i] = std::move(output);
+  }
+  trunk.embedded.reset();
+  for (int layer = 0; layer < plan.trunk.num_layers(); ++layer) {
+    if (!planner_.carries(layer)) trunk.after[layer].reset();
+  }
+  return losses;
+}
+
+}  // namespace indexcache

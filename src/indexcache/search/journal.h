@@ -1,0 +1,60 @@
+// Journal: the losses a search has measured, appended as they come, so that a killed search resumes
+// where it was. It lies beside the pattern file and goes away when that is written.
+//
+// JSON lines. The first holds the search's setup; each other one the losses of one call's patterns
+// on one sequence. As search is deterministic, the n-th call of a resumed search asks for the same
+// patterns; a digest of them is kept and checked. Lines are synced to disk one by one; a torn last
+// line is dropped.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
+
+#include "indexcache/policy/pattern.h"
+#include "indexcache/search/pattern_file.h"
+
+namespace indexcache {
+
+class Journal {
+ public:
+  // Opens or creates the file. Throws InputError if it belongs to another search (naming the
+  // setting that differs), is malformed, or is in use by a running search.
+  Journal(std::filesystem::path path, const SearchSetup& setup);
+  ~Journal();
+  Journal(const Journal&) = delete;
+  Journal& operator=(const Journal&) = delete;
+
+  // The journal of a pattern file: its path with ".journal" appended.
+  static std::filesystem::path path_for(const std::filesystem::path& pattern_file);
+
+  // Losses of call number `call` on a sequence, one a pattern, or nullptr. Throws InputError if the
+  // journal's patterns are others.
+  const std::vector<double>* find(std::int64_t call, int sequence,
+                                  const std::vector<Pattern>& patterns) const;
+  // Thread-safe.
+  void append(std::int64_t call, int sequence, const std::vector<Pattern>& patterns,
+              const std::vector<double>& losses);
+  bool resumed() const { return !entries_.empty(); }
+  // The search is done: deletes the file.
+  void remove();
+
+ private:
+  struct Line {
+    std::uint64_t digest = 0;
+    std::vector<double> losses;
+  };
+  void read_lines(const std::string& text, const nlohmann::json& setup);
+  void write_line(const nlohmann::json& line);
+
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  std::map<std::pair<std::int64_t, int>, Line> entries_;
+  std::mutex mutex_;
+};
+
+}  // namespace indexcache

@@ -1,0 +1,111 @@
+#include "indexcache/search/journal.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "indexcache/base/error.h"
+#include "indexcache/base/file.h"
+#include "support/temporary_folder.h"
+
+namespace indexcache {
+namespace {
+
+using ::testing::HasSubstr;
+
+SearchSetup setup_with_seed(std::uint64_t seed) {
+  SearchSetup setup;
+  setup.num_layers = 4;
+  setup.start = Pattern::full(4);
+  setup.seed = seed;
+  return setup;
+}
+
+const std::vector<Pattern>& two_patterns() {
+  static const std::vector<Pattern> patterns = {Pattern::parse("FFFS", 4),
+                                                Pattern::parse("FFSF", 4)};
+  return patterns;
+}
+
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Journal, GivesBackWhatWasAppended) {
+  const testing::TemporaryFolder folder;
+  const auto path = Journal::path_for(folder.path() / "p.json");
+  EXPECT_EQ(path.filename(), "p.json.journal");
+  const std::vector<double> losses = {1.0 / 3, 2.0000000000000004};
+  {
+    Journal journal(path, setup_with_seed(1));
+    EXPECT_FALSE(journal.resumed());
+    journal.append(0, 2, two_patterns(), losses);
+    journal.append(1, 0, two_patterns(), {3, 4});
+  }
+  Journal journal(path, setup_with_seed(1));
+  EXPECT_TRUE(journal.resumed());
+  ASSERT_NE(journal.find(0, 2, two_patterns()), nullptr);
+  EXPECT_EQ(*journal.find(0, 2, two_patterns()), losses);
+  EXPECT_EQ(journal.find(0, 1, two_patterns()), nullptr);
+  EXPECT_THAT(error_of([&] { journal.find(1, 0, {Pattern::full(4)}); }),
+              HasSubstr("holds other patterns"));
+  journal.remove();
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(Journal, SurvivesATearAtEveryByte) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder.path() / "whole";
+  {
+    Journal journal(path, setup_with_seed(1));
+    for (int call = 0; call < 3; ++call) journal.append(call, 0, two_patterns(), {1.5, 2.5});
+  }
+  const std::string whole = read_file(path);
+  for (std::size_t length = 0; length <= whole.size(); length += 5) {
+    const auto torn = folder.write("torn", std::string_view(whole).substr(0, length));
+    {
+      Journal journal(torn, setup_with_seed(1));
+      for (int call = 0; call < 3; ++call) {
+        if (journal.find(call, 0, two_patterns()) == nullptr) {
+          journal.append(call, 0, two_patterns(), {1.5, 2.5});
+        }
+      }
+    }
+    EXPECT_EQ(read_file(torn), whole) << length;
+  }
+}
+
+TEST(Journal, RefusesAnotherSearchsJournal) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder.path() / "journal";
+  { Journal journal(path, setup_with_seed(1)); }
+  EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(2)); }),
+              HasSubstr("other settings (/calibration/seed: 1 there, 2 here)"));
+  auto other = setup_with_seed(1);
+  other.keep = 2;
+  EXPECT_THAT(error_of([&] { Journal journal(path, other); }), HasSubstr("/keep: none there"));
+}
+
+TEST(Journal, RefusesOtherFilesAndLeavesThemAlone) {
+  const testing::TemporaryFolder folder;
+  for (const char* contents : {"my notes\n", "{}\n", "[1,2]\n\n", "{\"journal\": 3}\n"}) {
+    const auto path = folder.write("journal", contents);
+    EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(1)); }),
+                HasSubstr("line 1: expected a line of a search journal"));
+    EXPECT_EQ(read_file(path), contents);
+  }
+}
+
+TEST(Journal, IsOneSearchsAtATime) {
+  const testing::TemporaryFolder folder;
+  Journal journal(folder.path() / "journal", setup_with_seed(1));
+  EXPECT_THAT(error_of([&] { Journal(folder.path() / "journal", setup_with_seed(1)); }),
+              HasSubstr("another search is writing it"));
+}
+
+}  // namespace
+}  // namespace indexcache
