@@ -11,6 +11,7 @@
 
 #include "checkpoint/small_model.h"
 #include "indexcache/base/error.h"
+#include "indexcache/base/file.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "support/temporary_folder.h"
 #include "support/thrown.h"
