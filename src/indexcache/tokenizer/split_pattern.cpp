@@ -120,7 +120,7 @@ class Translator {
     if (take("(?=")) return open("(?=", false, true);
     if (take("(?!")) return open("(?!", false, true);
     if (rest_.starts_with("(?") || rest_.starts_with("(*")) {
-      fail(fmt::format("the group {}", rest_.substr(0, 3)));
+      fail(fmt::format("the group {}", quote(rest_.substr(0, 3))));
     }
     if (take("(")) return open("(?:", false, false);
     if (take(")")) return close();
@@ -169,7 +169,7 @@ class Translator {
     const std::size_t end = rest_.find('}');
     const std::string_view name = rest_.substr(0, end);
     if (end != 1 || category_additions(name[0]).empty()) {
-      fail(fmt::format("\\p{{{}}}", name.substr(0, 20)));
+      fail(fmt::format("\\p with {}", quote(name.substr(0, 20))));
     }
     rest_.remove_prefix(2);
     return category_items(name[0]);
@@ -182,7 +182,7 @@ class Translator {
     if (rest_.empty()) fail("a \\ at the end");
     const auto next = static_cast<unsigned char>(rest_.front());
     if (next >= 0x80 || !std::ispunct(next)) {
-      fail(fmt::format("\\{}", rest_.substr(0, step_utf8(rest_).length)));
+      fail(fmt::format("\\ before {}", quote(rest_.substr(0, step_utf8(rest_).length))));
     }
     return take_character();
   }
@@ -252,7 +252,7 @@ class Translator {
     const bool digits_only = count.find_first_not_of("0123456789,") == count.npos;
     if (count.empty() || !digits_only || count.front() == ',' ||
         count.find(',') != count.rfind(',')) {
-      fail(fmt::format("{}, no count", rest_.substr(0, 12)));
+      fail(fmt::format("{} where a count should be", quote(rest_.substr(0, 12))));
     }
     out_ += rest_.substr(0, end + 1);
     rest_.remove_prefix(end + 1);

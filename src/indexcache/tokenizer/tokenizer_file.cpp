@@ -14,7 +14,7 @@ namespace {
 using Json = nlohmann::json;
 
 // Ids index tables; no vocabulary comes near this.
-constexpr std::int64_t kMaxId = (1 << 24) - 1;
+constexpr std::int64_t kMaxId = (1 << 20) - 1;
 // Steps nest in each other when they run.
 constexpr std::size_t kMaxSteps = 64;
 
@@ -22,15 +22,11 @@ constexpr std::size_t kMaxSteps = 64;
 constexpr std::string_view kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-std::string shorten(const std::string& text) {
-  constexpr std::size_t kMax = 60;
-  return text.size() <= kMax ? text : text.substr(0, kMax) + "...";
-}
-
 std::string describe(const Json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "an array";
-  return shorten(value.dump(-1, ' ', /*ensure_ascii=*/true));
+  if (value.is_string()) return quote(value.get_ref<const std::string&>());
+  return value.dump();
 }
 
 // A value in the file and the path that names it in errors.
@@ -102,7 +98,7 @@ void expect_null(const Value& value, const char* why) {
 void read_vocabulary(const Value& value, TokenizerFile& file) {
   std::unordered_set<std::int32_t> seen;
   for (const auto& [token, id] : value.object().items()) {
-    const Value entry(id, fmt::format("{}[\"{}\"]", value.path(), shorten(token)));
+    const Value entry(id, fmt::format("{}[{}]", value.path(), quote(token)));
     file.vocabulary.push_back({token, entry.id()});
     if (!seen.insert(entry.id()).second) entry.fail("an id of its own");
   }
@@ -144,8 +140,7 @@ void read_merges(const Value& value, TokenizerFile& file) {
     const auto id = [&](const std::string& token) {
       const auto found = ids.find(token);
       if (found == ids.end()) {
-        throw expectation_error(merge.path(), "tokens of the vocabulary",
-                                fmt::format("\"{}\"", shorten(token)));
+        throw expectation_error(merge.path(), "tokens of the vocabulary", quote(token));
       }
       return found->second;
     };

@@ -1,0 +1,124 @@
+#include "indexcache/tokenizer/split_pattern.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "indexcache/base/error.h"
+#include "indexcache/tokenizer/pre_tokenizer.h"
+#include "tokenizer/small_tokenizer.h"
+
+namespace indexcache {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+struct Pieces final : PreTokenizer::Sink {
+  void take(std::string_view piece) override { pieces.emplace_back(piece); }
+  std::vector<std::string> pieces;
+};
+
+std::vector<std::string> run(const std::vector<PreTokenizerStep>& steps, std::string_view text) {
+  const PreTokenizer pre_tokenizer(steps, "t");
+  PreTokenizer::Scratch scratch;
+  Pieces pieces;
+  pre_tokenizer.split(text, scratch, pieces);
+  return pieces.pieces;
+}
+
+std::vector<std::string> split(std::string_view pattern, std::string_view text,
+                               SplitKeeps keeps = SplitKeeps::kMatchesAndGaps) {
+  return run({SplitStep{translate_split_pattern(pattern, "t"), keeps}}, text);
+}
+
+std::string error_of(std::string_view pattern) {
+  try {
+    split(pattern, "x");
+  } catch (const InputError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(SplitPattern, CutsAsGlmDoes) {
+  EXPECT_THAT(split(testing_support::kGlmPattern, "I'M 12345  x!\n\n y  "),
+              ElementsAre("I", "'M", " ", "123", "45", " ", " x", "!\n\n", " y", "  "));
+}
+
+TEST(SplitPattern, KnowsCodePointsThatPcre2DoesNot) {
+  // U+1C89 is a letter since Unicode 16, U+11BF0 a digit; U+180E is no white space since 6.3.
+  EXPECT_THAT(split(R"(\p{L}+)", "a\u1C89\u1C8Ab1"), ElementsAre("a\u1C89\u1C8Ab", "1"));
+  EXPECT_THAT(split(R"([^\p{L}]+)", "a\u1C89!"), ElementsAre("a\u1C89", "!"));
+  EXPECT_THAT(split(R"(\p{N})", "\U00011BF0x"), ElementsAre("\U00011BF0", "x"));
+  EXPECT_THAT(split(R"(\s+)", "a\u180E\u2003b"), ElementsAre("a\u180E", "\u2003", "b"));
+  EXPECT_THAT(split(R"(\S+)", "a\u180E\u2003b"), ElementsAre("a\u180E", "\u2003", "b"));
+  EXPECT_THAT(split(R"([\S]+)", "a\u180E\u2003b"), ElementsAre("a\u180E", "\u2003", "b"));
+  EXPECT_THAT(split(R"([^\S]+)", "a\u180E\u2003b"), ElementsAre("a\u180E", "\u2003", "b"));
+}
+
+TEST(SplitPattern, KeepsWhatItIsTold) {
+  EXPECT_THAT(split("b", "abcb", SplitKeeps::kMatches), ElementsAre("b", "b"));
+  EXPECT_THAT(split("b", "abcb", SplitKeeps::kGaps), ElementsAre("a", "c"));
+  EXPECT_THAT(split("x", "abc", SplitKeeps::kMatches), ElementsAre());
+  EXPECT_THAT(split("x", "", SplitKeeps::kMatchesAndGaps), ElementsAre());
+}
+
+TEST(SplitPattern, EachPieceIsATextOfItsOwn) {
+  // The second pattern's lookahead sees the end of the piece, not the digit that follows.
+  const std::vector<PreTokenizerStep> steps = {
+      SplitStep{translate_split_pattern("[0-9]", "t"), {}},
+      SplitStep{translate_split_pattern(R"(\s(?!\S))", "t"), {}}};
+  EXPECT_THAT(run(steps, "a 1"), ElementsAre("a", " ", "1"));
+}
+
+TEST(SplitPattern, PrefixesEachPieceWithASpace) {
+  const std::vector<PreTokenizerStep> steps = {SplitStep{literal_split_pattern("$."), {}},
+                                               PrefixSpaceStep{}};
+  EXPECT_THAT(run(steps, "a$. b"), ElementsAre(" a", " $.", " b"));
+}
+
+TEST(SplitPattern, RefusesByNameWhatTheLibrariesReadDifferently) {
+  EXPECT_THAT(error_of("a."), HasSubstr("found a bare ."));
+  EXPECT_THAT(error_of("^a"), HasSubstr("found a bare ^"));
+  EXPECT_THAT(error_of("a$"), HasSubstr("found a bare $"));
+  EXPECT_THAT(error_of(R"(\d)"), HasSubstr(R"(found \ before "d")"));
+  EXPECT_THAT(error_of(R"(\w)"), HasSubstr(R"(found \ before "w")"));
+  EXPECT_THAT(error_of(R"(\b)"), HasSubstr(R"(found \ before "b")"));
+  EXPECT_THAT(error_of(R"((a)\1)"), HasSubstr(R"(found \ before "1")"));
+  EXPECT_THAT(error_of(R"(\p{Lu})"), HasSubstr(R"(found \p with "Lu")"));
+  EXPECT_THAT(error_of(R"(\p{Han}+)"), HasSubstr(R"(found \p with "Han")"));
+  EXPECT_THAT(error_of(R"(\p{L)"), HasSubstr(R"(found \p with "L")"));
+  EXPECT_THAT(error_of("(?<=a)b"), HasSubstr("the group \"(?<\""));
+  EXPECT_THAT(error_of("(?>a)"), HasSubstr("the group \"(?>\""));
+  EXPECT_THAT(error_of("(*ACCEPT)"), HasSubstr("the group \"(*A\""));
+  EXPECT_THAT(error_of("(?i)a"), HasSubstr("the group \"(?i\""));
+  EXPECT_THAT(error_of("(?i:ss)"), HasSubstr("one ligature"));
+  EXPECT_THAT(error_of("(?i:\u00E9)"), HasSubstr("beyond ASCII"));
+  EXPECT_THAT(error_of("[[:alpha:]]"), HasSubstr("a [ inside a class"));
+  EXPECT_THAT(error_of("[a-z&&b]"), HasSubstr("&& inside a class"));
+  EXPECT_THAT(error_of("[]"), HasSubstr("an empty []"));
+  EXPECT_THAT(error_of("[a"), HasSubstr("a class without its ]"));
+  EXPECT_THAT(error_of("[z-a]"), HasSubstr("runs backwards"));
+  EXPECT_THAT(error_of(R"([a-\s])"), HasSubstr("ends in no character"));
+  EXPECT_THAT(error_of("(a"), HasSubstr("a group without its )"));
+  EXPECT_THAT(error_of("a)"), HasSubstr("a ) without its group"));
+  EXPECT_THAT(error_of("a\\"), HasSubstr("a \\ at the end"));
+  EXPECT_THAT(error_of("*a"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(error_of("a**"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(error_of("(?!a)+"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(error_of("a{,3}"), HasSubstr("where a count should be"));
+  EXPECT_THAT(error_of("a{1,2,3}"), HasSubstr("where a count should be"));
+  EXPECT_THAT(error_of("a{2}?"), HasSubstr("lazy or possessive"));
+  EXPECT_THAT(error_of("a{3,2}"), HasSubstr("PCRE2 refuses"));
+  EXPECT_THAT(error_of("a|"), HasSubstr("can match the empty string"));
+  EXPECT_THAT(error_of(""), HasSubstr("can match the empty string"));
+  EXPECT_THAT(error_of(std::string(1000, '(') + "a" + std::string(1000, ')')),
+              HasSubstr("PCRE2 refuses"));
+}
+
+TEST(SplitPattern, GivesUpOnPatternsThatNeverEnd) {
+  EXPECT_THROW(split("(?:a+)+[bc]", std::string(200, 'a')), InputError);
+}
+
+}  // namespace
+}  // namespace indexcache
