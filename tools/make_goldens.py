@@ -60,7 +60,7 @@ class Case:
     experts: str = "separate"  # or "fused"
     shard_size: str = "1GB"
     router_bias: float = 0.0  # mean of e_score_correction_bias
-    latent_scale: float = 1.0  # of q_a_proj and kv_a_proj_with_mqa
+    norm_input_scale: float = 1.0  # of q_a_proj, kv_a_proj_with_mqa and wk: small, and the epsilon of their norms matters
     latent_norm_eps: float | None = None  # what --latent-norm-eps has to be
     scale_format: str | None = None  # FP8: "float32" or "ue8m0"
     tokens: int = 160
@@ -83,10 +83,10 @@ CASES = {
         SMALL | {"num_hidden_layers": 2, "tie_word_embeddings": True, "norm_topk_prob": False},
         config_edit={"indexer_rope_interleave": False}, dtype=torch.float32),
     "glm_latent_eps": Case(
-        "glm", "rms_norm_eps 1e-5, where transformers' latent norms use 1e-6; schedule from index_topk_freq and offset",
+        "glm", "rms_norm_eps 1e-5, where transformers' latent and index key norms use 1e-6; schedule from index_topk_freq and offset",
         SMALL | {"num_hidden_layers": 4, "rms_norm_eps": 1e-5, "indexer_types": ["full", "full", "shared", "full"]},
         config_edit={"indexer_types": None, "index_topk_freq": 2, "index_skip_topk_offset": 2},
-        latent_scale=0.03, latent_norm_eps=1e-6),
+        norm_input_scale=0.03, latent_norm_eps=1e-6),
     "deepseek_yarn": Case(
         "deepseek", "YaRN far past its original length, group-limited routing with negative choices, shards, DeepSeek's config keys; "
         "a nearest and a routed pattern by copied index sets",
@@ -134,7 +134,9 @@ def random_model(case, generator):
             elif "embed_tokens" in name:
                 normal(tensor, 0.3 if case.config.get("tie_word_embeddings") else 1.0)
             elif not name.endswith("inv_freq"):
-                scale = 1.5 if ".indexer." in name else case.latent_scale if "_a_proj" in name else 1.0
+                scale = 1.5 if ".indexer." in name else 1.0
+                if "_a_proj" in name or ".wk." in name:
+                    scale *= case.norm_input_scale
                 normal(tensor, scale / math.sqrt(tensor.shape[-1]))
     return model
 
