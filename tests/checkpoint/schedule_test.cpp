@@ -163,6 +163,11 @@ TEST(EngineReadings, PrecedenceAndListForms) {
   for (const char* reader : {"vLLM", "SGLang", "TensorRT-LLM", "the paper's patch"}) {
     EXPECT_EQ(by_reader.at(reader).pattern, Pattern::parse("FFSS", 4)) << reader;
   }
+  EXPECT_EQ(by_reader.at("slime").key, "index_topk_freq");
+  const auto only_types =
+      readings({{"indexer_types", {"full", "shared"}}}, 2, Architecture::kGlmMoeDsa);
+  EXPECT_EQ(only_types.at("vLLM").pattern, Pattern::full(2));
+  EXPECT_EQ(only_types.at("vLLM").remark, "does not read indexer_types");
   // A list: transformers takes its entries for indexer_types, the engines look for "S".
   const auto letters = readings({{"index_topk_pattern", {"F", "S"}}}, 2, Architecture::kGlmMoeDsa);
   EXPECT_EQ(letters.at("transformers").pattern, Pattern::full(2));

@@ -166,6 +166,17 @@ bool has(const nlohmann::json& json, const char* key) {
   return found != json.end() && !found->is_null();
 }
 
+// All layers Full, and why, if the file states a schedule: under keys that this reader passes over.
+ScheduleReading read_none(ScheduleReading reading, const nlohmann::json& json, int num_layers) {
+  reading.pattern = Pattern::full(num_layers);
+  for (const char* key : {"indexer_types", "index_topk_pattern", "index_topk_freq"}) {
+    if (!has(json, key)) continue;
+    reading.remark += reading.remark.empty() ? "does not read " : ", ";
+    reading.remark += key;
+  }
+  return reading;
+}
+
 ScheduleReading read_as(const EngineRule& rule, const nlohmann::json& json, int num_layers) {
   ScheduleReading reading{.reader = rule.reader, .key = {}, .pattern = {}, .remark = {}};
   if (rule.reads_types && has(json, "indexer_types")) {
@@ -180,8 +191,7 @@ ScheduleReading read_as(const EngineRule& rule, const nlohmann::json& json, int 
     reading.key = "index_topk_freq";
     return read_frequency(std::move(reading), json, rule.default_offset, rule.shift, num_layers);
   }
-  reading.pattern = Pattern::full(num_layers);
-  return reading;
+  return read_none(std::move(reading), json, num_layers);
 }
 
 ScheduleReading read_as_transformers(const nlohmann::json& json, Architecture architecture,
@@ -245,11 +255,7 @@ ScheduleReading read_as_llama_cpp(const nlohmann::json& json, Architecture archi
     reading.remark = "no indexer_types and a context of 1M or more: assumes GLM-5.2's schedule";
     return reading;
   }
-  reading.pattern = Pattern::full(num_layers);
-  if (has(json, "index_topk_pattern") || has(json, "index_topk_freq")) {
-    reading.remark = "reads indexer_types of glm_moe_dsa only";
-  }
-  return reading;
+  return read_none(std::move(reading), json, num_layers);
 }
 
 }  // namespace
