@@ -60,6 +60,11 @@ void SequenceCache::advance(std::int64_t tokens) {
   length_ += tokens;
 }
 
+void SequenceCache::truncate(std::int64_t length) {
+  INDEXCACHE_ASSERT(length >= 0 && length <= length_);
+  length_ = length;
+}
+
 std::int64_t SequenceCache::bytes() const {
   std::int64_t total = 0;
   for (const auto& layer : layers_) {

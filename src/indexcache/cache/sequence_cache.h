@@ -42,6 +42,8 @@ class SequenceCache {
   std::int64_t capacity() const { return capacity_; }
   std::int64_t length() const { return length_; }  // tokens in it
   void advance(std::int64_t tokens);
+  // Forgets all tokens but the first `length`, at most length() of them.
+  void truncate(std::int64_t length);
   void clear() { length_ = 0; }
   BlockCache& layer(int index) { return layers_[index]; }
   std::int64_t bytes() const;  // allocated
