@@ -1,0 +1,52 @@
+#include "cli/provenance.h"
+
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+
+#include "commit.h"  // generated: INDEXCACHE_COMMIT
+
+namespace indexcache::cli {
+namespace {
+
+std::string command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!text.empty() && text.back() == '\0') text.pop_back();
+  for (char& c : text) {
+    if (c == '\0') c = ' ';
+  }
+  // The program's name alone: where it was built says nothing.
+  const auto end = text.find(' ');
+  const auto slash = text.rfind('/', end);
+  return slash == text.npos ? text : text.substr(slash + 1);
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const auto colon = line.find(": ");
+    if (line.starts_with("model name") && colon != line.npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+nlohmann::json provenance() {
+  const double bytes =
+      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  return {{"command", command_line()},
+          {"commit", INDEXCACHE_COMMIT},
+          {"machine",
+           {{"cpu", cpu_name()},
+            {"cores", std::thread::hardware_concurrency()},
+            {"memory_gib", static_cast<int>(bytes / (1 << 30) + 0.5)},
+            {"threads", at::get_num_threads()}}}};
+}
+
+}  // namespace indexcache::cli
