@@ -63,11 +63,28 @@ std::vector<Sequence> TextArguments::read(const Tokenizer& tokenizer) const {
   return make_sequences(read_documents(file), tokenizer, sequences);
 }
 
+namespace {
+
+// FILE or FILE:KEEP, if there is such a file or the name says that it should be one.
+std::optional<Pattern> pattern_of_file(const std::string& text, int num_layers) {
+  const auto names_file = [](const std::string& name) {
+    std::error_code error;
+    return name.ends_with(".json") || std::filesystem::is_regular_file(name, error);
+  };
+  if (names_file(text)) return read_pattern_file(text, std::nullopt, num_layers);
+  const auto colon = text.rfind(':');
+  if (colon == std::string::npos || !names_file(text.substr(0, colon))) return std::nullopt;
+  return read_pattern_file(text.substr(0, colon), text.substr(colon + 1), num_layers);
+}
+
+}  // namespace
+
 Pattern resolve_pattern(const std::string& text, const Model& model) {
-  const auto pattern =
-      text == "model" ? model.config().schedule : Pattern::parse(text, model.num_layers());
-  model.check_pattern(pattern);
-  return pattern;
+  auto pattern = text == "model" ? std::optional(model.config().schedule)
+                                 : pattern_of_file(text, model.num_layers());
+  if (!pattern) pattern = Pattern::parse(text, model.num_layers());
+  model.check_pattern(*pattern);
+  return *pattern;
 }
 
 Tokenizer read_tokenizer(const std::filesystem::path& model_folder) {

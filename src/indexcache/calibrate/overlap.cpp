@@ -44,8 +44,6 @@ class OverlapSum {
     return matrix;
   }
 
-  std::int64_t num_queries() const { return num_queries_; }
-
  private:
   void add_chunk() {
     // Full rows have no padding; all layers have the same ones, the last of the chunk.
@@ -101,8 +99,18 @@ OverlapMatrix::Summary OverlapMatrix::at_distance(std::size_t distance) const {
 
 OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& sequences,
                               const std::function<void(int)>& on_sequence) {
+  const auto top_k = model.config().index_topk;
+  std::size_t longest = 0;
+  for (const Sequence& sequence : sequences) {
+    longest = std::max(longest, sequence.tokens.size() - 1);
+  }
+  if (static_cast<std::int64_t>(longest) < top_k) {
+    throw expectation_error("overlap: context",
+                            fmt::format("at least index_topk = {} tokens", top_k),
+                            fmt::format("{}", longest));
+  }
   const Pattern pattern = model.baseline();
-  OverlapSum sum(pattern.full_layers(), model.config().index_topk);
+  OverlapSum sum(pattern.full_layers(), top_k);
   int done = 0;
   for (const Sequence& sequence : sequences) {
     const std::vector<std::int64_t> ids(sequence.tokens.begin(), sequence.tokens.end() - 1);
@@ -110,12 +118,6 @@ OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& s
     model.forward(at::tensor(ids, at::kLong), cache, kChunk,
                   [&](int layer, const at::Tensor& index_set) { sum.add(layer, index_set); });
     if (on_sequence) on_sequence(++done);
-  }
-  if (sum.num_queries() == 0) {
-    throw expectation_error(
-        "overlap: context",
-        fmt::format("at least index_topk = {} tokens", model.config().index_topk),
-        fmt::format("{}", sequences.empty() ? 0 : sequences[0].tokens.size() - 1));
   }
   return sum.matrix();
 }

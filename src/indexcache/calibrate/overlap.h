@@ -30,8 +30,8 @@ struct OverlapMatrix {
   Summary at_distance(std::size_t distance) const;
 };
 
-// `on_sequence` (optional) is told how many sequences are done. Throws InputError if no query has k
-// keys.
+// `on_sequence` (optional) is told how many sequences are done. Throws InputError if no sequence has
+// k tokens.
 OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& sequences,
                               const std::function<void(int done)>& on_sequence = {});
 

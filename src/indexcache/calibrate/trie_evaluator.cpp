@@ -33,29 +33,39 @@ std::int64_t longest(const std::vector<Sequence>& sequences) {
   return static_cast<std::int64_t>(tokens);
 }
 
-// The densest carrying (trie_plan.h) that fits: every layer's hidden state counts by the stride,
-// index sets always.
+std::int64_t together(const std::vector<Sequence>& sequences) {
+  std::size_t tokens = 0;
+  for (const Sequence& sequence : sequences) tokens += sequence.tokens.size();
+  return static_cast<std::int64_t>(tokens);
+}
+
+// Bytes of the trunks of all sequences, `tokens` together, that carry every `stride`-th state: their
+// hidden states, and the index sets of all layers at most.
+std::int64_t carried_bytes(const LayerRunner& runner, std::int64_t tokens, int stride) {
+  if (stride == 0) return 0;
+  const std::int64_t states = (runner.num_layers() - 1) / stride;
+  return tokens * (states * runner.hidden_bytes_per_token() +
+                   runner.num_layers() * runner.index_set_bytes_per_token());
+}
+
+// The densest carrying that fits into the budget (trie_plan.h).
 int carried_stride(const LayerRunner& runner, std::int64_t tokens, std::int64_t budget) {
-  const int num_layers = runner.num_layers();
-  for (int stride = 1; stride < num_layers; ++stride) {
-    const std::int64_t states = (num_layers - 1) / stride;
-    const auto bytes = tokens * (states * runner.hidden_bytes_per_token() +
-                                 num_layers * runner.index_set_bytes_per_token());
-    if (bytes <= budget) return stride;
+  for (int stride = 1; stride < runner.num_layers(); ++stride) {
+    if (carried_bytes(runner, tokens, stride) <= budget) return stride;
   }
   return 0;
 }
 
 void check_memory(const LayerRunner& runner, std::int64_t tokens, int num_threads,
-                  std::int64_t carried_bytes) {
+                  std::int64_t carried) {
   const auto walk = num_threads * runner.num_layers() * tokens *
                     (runner.hidden_bytes_per_token() + runner.index_set_bytes_per_token());
   const auto available = available_memory_bytes();
-  if (walk + carried_bytes > available) {
+  if (walk + carried > available) {
     throw device_error(
         "context of {} tokens: the walk over patterns may need {} bytes on {} threads and {} for "
         "carried states, {} available; fewer threads, less carried or a shorter context would do",
-        tokens - 1, walk, num_threads, carried_bytes, available);
+        tokens - 1, walk, num_threads, carried, available);
   }
 }
 
@@ -75,10 +85,8 @@ TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> se
       num_threads_(threads_for(runner, options, sequences_.size())),
       journal_(journal),
       observer_(std::move(observer)),
-      planner_(
-          runner.num_layers(),
-          carried_stride(runner, longest(sequences_) * static_cast<std::int64_t>(sequences_.size()),
-                         options.carried_bytes)),
+      planner_(runner.num_layers(),
+               carried_stride(runner, together(sequences_), options.carried_bytes)),
       trunks_(sequences_.size()) {
   INDEXCACHE_ASSERT(!sequences_.empty());
   for (Trunk& trunk : trunks_) {
@@ -87,7 +95,7 @@ TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> se
   }
   if (!runner.on_device()) {
     check_memory(runner, longest(sequences_), num_threads_,
-                 planner_.carries_any() ? options.carried_bytes : 0);
+                 carried_bytes(runner, together(sequences_), planner_.stride()));
   }
 }
 

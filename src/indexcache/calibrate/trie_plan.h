@@ -44,7 +44,7 @@ class TriePlanner {
   // `patterns` are distinct. The plan leaves the trunk at `current`.
   TriePlan plan(const Pattern& current, const std::vector<Pattern>& patterns);
 
-  bool carries_any() const { return stride_ > 0; }
+  int stride() const { return stride_; }
   bool carries(int layer) const { return stride_ > 0 && (layer + 1) % stride_ == 0; }
 
  private:

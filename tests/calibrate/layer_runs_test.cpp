@@ -1,0 +1,78 @@
+// What the strategies cost in layer runs, on toy losses.
+#include <gtest/gtest.h>
+
+#include "indexcache/calibrate/trie_plan.h"
+#include "indexcache/search/pattern_file.h"
+#include "search/toy_loss.h"
+
+namespace indexcache {
+namespace {
+
+struct Outcome {
+  SearchResult result;
+  double layer_runs = 0;
+};
+
+Outcome search_toy(const ToyLoss& toy, int num_layers, Strategy strategy, int stride) {
+  TriePlanner planner(num_layers, stride);
+  Outcome outcome;
+  SearchOptions options;
+  options.strategy = strategy;
+  options.start = Pattern::full(num_layers);
+  outcome.result = search_patterns(options, [&](const Pattern& current, const auto& patterns) {
+    outcome.layer_runs += static_cast<double>(planner.plan(current, patterns).steps.size());
+    std::vector<Losses> losses;
+    for (const Pattern& pattern : patterns) losses.push_back(toy(pattern));
+    return losses;
+  });
+  return outcome;
+}
+
+TEST(LayerRuns, RoutedLazyCostsAtMostOneAndAHalfGreedys) {
+  for (const int num_layers : {16, 24}) {
+    for (const int stride : {0, 1}) {
+      double greedy = 0, routed_lazy = 0;
+      int budgets = 0, within = 0;
+      for (std::uint64_t seed = 0; seed < 6; ++seed) {
+        const ToyLoss toy(num_layers, 16, seed);
+        greedy += search_toy(toy, num_layers, Strategy::kGreedy, stride).layer_runs;
+        const auto lazy = search_toy(toy, num_layers, Strategy::kRoutedLazy, stride);
+        routed_lazy += lazy.layer_runs;
+        if (stride != 1) continue;
+        const auto routed = search_toy(toy, num_layers, Strategy::kRouted, stride);
+        EXPECT_GT(routed.layer_runs, 3 * lazy.layer_runs / 1.5);
+        for (std::size_t i = 0; i < routed.result.budgets.size(); ++i) {
+          const Losses& exact = routed.result.budgets[i].losses;
+          const double error = paired_standard_error(exact, routed.result.start);
+          ++budgets;
+          within += lazy.result.budgets[i].losses.mean() <= exact.mean() + error + 1e-12;
+        }
+      }
+      EXPECT_LE(routed_lazy, 1.5 * greedy) << num_layers << " layers, stride " << stride;
+      EXPECT_GE(within, 0.97 * budgets) << num_layers << " layers: within one standard error";
+    }
+  }
+}
+
+// Greedy's runs by hand: a step with the Full layers l > 0 runs, for each, the layers from l up, and
+// the trunk below the last of them once.
+TEST(LayerRuns, GreedyWithoutCarryingIsCountedByHand) {
+  const ToyLoss toy(4, 2, 1);
+  const auto outcome = search_toy(toy, 4, Strategy::kGreedy, 0);
+  double expected = 4;  // the start schedule
+  Pattern current = Pattern::full(4);
+  for (const BudgetResult& budget : outcome.result.budgets) {
+    int last = 0;
+    for (const int layer : current.full_layers()) {
+      if (layer == 0) continue;
+      expected += 4 - layer;
+      last = layer;
+    }
+    expected += last;
+    current = budget.pattern;
+  }
+  EXPECT_EQ(outcome.layer_runs, expected);
+}
+
+}  // namespace
+}  // namespace indexcache

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# indexcache search and overlap as a user runs them: every strategy, resuming after kill -9, bad inputs.
+#   search_test.sh INDEXCACHE      (in the source folder)
+set -euo pipefail
+
+indexcache=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+model=$work/model
+python3 tests/support/make_text_model.py "$model" 6
+text=(--text "$model/text.txt" --context 96 --sequences 5)
+
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+
+# refused WORDS COMMAND...: fails with one line on stderr that holds WORDS, and leaves no file.
+refused() {
+  local words=$1
+  shift
+  if "$@" >"$work/stdout" 2>"$work/stderr"; then fail "accepted: $*"; fi
+  grep -qF -- "$words" "$work/stderr" || fail "$* said: $(cat "$work/stderr")"
+  [ "$(wc -l <"$work/stderr")" -eq 1 ] || fail "$* said more than a line: $(cat "$work/stderr")"
+  [ ! -e "$work/refused.json" ] || fail "$* left a file"
+}
+
+# --- Every strategy leaves a pattern file; the exact ones measure what they must.
+for strategy in greedy lazy forward routed routed-lazy; do
+  "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/$strategy.json" >"$work/$strategy.txt" 2>/dev/null
+  [ ! -e "$work/$strategy.json.journal" ] || fail "$strategy left its journal"
+done
+"$indexcache" search "$model" "${text[@]}" --strategy blocked --blocks 2 --out "$work/blocked.json" >/dev/null 2>&1
+"$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json:1/2" --out "$work/descent.json" \
+  --compare "$work/routed.json" >"$work/descent.txt" 2>/dev/null
+grep -q "^agreement with .*routed.json (routed): the same sources at [01] of 1 budgets" "$work/descent.txt" || fail "no agreement"
+grep -q "^greedy: 15 evaluations" "$work/greedy.txt" || fail "greedy of 6 layers is 15 evaluations: $(cat "$work/greedy.txt")"
+grep -q "^routed: 35 evaluations" "$work/routed.txt" || fail "routed of 6 layers is 35 evaluations"
+python3 - "$work" <<'PYTHON'
+import json, sys
+read = lambda name: json.load(open(f"{sys.argv[1]}/{name}.json"))
+greedy, routed, descent = read("greedy"), read("routed"), read("descent")
+assert [b["count"] for b in greedy["budgets"]] == [5, 4, 3, 2, 1]
+assert greedy["budgets"][0]["loss"] >= routed["budgets"][0]["loss"]
+assert all(set(b["pattern"]) <= set("FS") for b in greedy["budgets"])
+assert abs(greedy["start"]["loss"] - routed["start"]["loss"]) == 0
+assert [b["count"] for b in descent["budgets"]] == [3]
+assert descent["budgets"][0]["loss"] <= descent["start"]["loss"]
+# Common prefixes ran once, and a pattern's loss does not depend on its company.
+assert greedy["layer_runs"] < 16 * 6 and greedy["layer_run_share"] < 1
+by_pattern = {str(b["sources"]): b["loss"] for b in greedy["budgets"]}
+for other in ("lazy", "forward", "routed", "routed-lazy", "blocked"):
+    for budget in read(other)["budgets"]:
+        assert by_pattern.get(str(budget["sources"]), budget["loss"]) == budget["loss"], other
+PYTHON
+
+# --- The same file from any number of threads, with and without carried states.
+"$indexcache" search "$model" "${text[@]}" --threads 1 --out "$work/one.json" >/dev/null 2>&1
+"$indexcache" search "$model" "${text[@]}" --threads 4 --out "$work/four.json" >/dev/null 2>&1
+cmp "$work/one.json" "$work/four.json" || fail "the result depends on the threads"
+"$indexcache" search "$model" "${text[@]}" --carry 0 --out "$work/uncarried.json" >/dev/null 2>&1
+diff <(grep -v 'carried_bytes\|layer_run' "$work/one.json") <(grep -v 'carried_bytes\|layer_run' "$work/uncarried.json") ||
+  fail "the result depends on carried states"
+
+# --- Killed at any moment and started again, it leaves the same file.
+started=$(date +%s%N)
+"$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/whole.json" >/dev/null 2>&1
+took_ms=$((($(date +%s%N) - started) / 1000000))
+RANDOM=5
+for round in 1 2; do
+  kills=0
+  while true; do
+    "$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/killed.json" >/dev/null 2>&1 &
+    search=$!
+    delay_ms=$((took_ms / 4 + RANDOM % took_ms))
+    sleep "$((delay_ms / 1000)).$(printf '%03d' $((delay_ms % 1000)))"
+    if kill -9 $search 2>/dev/null && [ $kills -lt 5 ]; then
+      kills=$((kills + 1))
+      wait $search 2>/dev/null || true
+      [ ! -e "$work/killed.json" ] || cmp "$work/whole.json" "$work/killed.json" || fail "half a result file"
+      continue
+    fi
+    wait $search 2>/dev/null || true
+    "$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/killed.json" >/dev/null 2>&1
+    break
+  done
+  cmp "$work/whole.json" "$work/killed.json" || fail "killed $kills times and resumed: another result"
+  [ ! -e "$work/killed.json.journal" ] || fail "a resumed search left its journal"
+  rm "$work/killed.json"
+done
+
+# --- Bad inputs: one clear line each, nothing left behind.
+out=(--out "$work/refused.json")
+: >"$work/empty.txt"
+printf 'some text\n\xff\xfe more' >"$work/latin.txt"
+refused "empty.txt" "$indexcache" search "$model" --text "$work/empty.txt" "${out[@]}"
+refused "UTF-8" "$indexcache" search "$model" --text "$work/latin.txt" "${out[@]}"
+refused "tokens" "$indexcache" search "$model" --text "$model/text.txt" --context 4000 --sequences 50 "${out[@]}"
+refused "missing" "$indexcache" search "$model" "${text[@]}" --out "$work/missing/pattern.json"
+refused "an earlier Full layer" "$indexcache" search "$model" "${text[@]}" --start=-1,0,1,-1,-1,-1 "${out[@]}"
+refused "expected greedy, lazy, forward" "$indexcache" search "$model" "${text[@]}" --strategy best "${out[@]}"
+refused "Full layers to keep" "$indexcache" search "$model" "${text[@]}" --keep 6 "${out[@]}"
+refused "a start pattern with Shared layers" "$indexcache" search "$model" "${text[@]}" --strategy descent "${out[@]}"
+refused "malformed JSON" "$indexcache" search "$model" "${text[@]}" --compare "$work/greedy.txt" "${out[@]}"
+refused "a budget of 5, 4, 3, 2, 1" "$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json" "${out[@]}"
+printf '{"journal": "indexcache search journal 1", "setup": {}}\n' >"$work/refused.json.journal"
+refused "other settings" "$indexcache" search "$model" "${text[@]}" "${out[@]}"
+rm "$work/refused.json.journal"
+
+# --- Overlap.
+"$indexcache" overlap "$model" "${text[@]}" --json "$work/overlap.json" --picture "$work/overlap.svg" >"$work/overlap.txt" 2>/dev/null
+python3 - "$work" <<'PYTHON'
+import json, sys
+import xml.etree.ElementTree as xml
+matrix = json.load(open(f"{sys.argv[1]}/overlap.json"))
+overlap = matrix["overlap"]
+assert matrix["top_k"] == 20 and matrix["layers"] == list(range(6))
+assert matrix["queries"] == 5 * (96 - 19), matrix["queries"]
+for i in range(6):
+    assert overlap[i][i] == 1
+    for j in range(6):
+        assert overlap[i][j] == overlap[j][i] and 0 < overlap[i][j] <= 1
+cells = [e for e in xml.parse(f"{sys.argv[1]}/overlap.svg").iter() if e.tag.endswith("title")]
+assert len(cells) == 36
+PYTHON
+refused "at least index_topk = 20 tokens" "$indexcache" overlap "$model" --text "$model/text.txt" --context 10 --sequences 2
+
+echo "search and overlap: passed"
