@@ -53,6 +53,9 @@ function(indexcache_room name)
     add_test(NAME ${name} COMMAND ${name}_tests)
   endif()
 
+  if(INDEXCACHE_SANITIZE)
+    return()  # nobody times an instrumented build
+  endif()
   file(GLOB_RECURSE benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/bench/${name}/*_bench.cpp)
   foreach(bench IN LISTS benches)
     get_filename_component(stem ${bench} NAME_WE)
