@@ -60,7 +60,7 @@ setup:
 setup-check:
 	@./setup --check
 
-build/%/build.ninja: | setup
+build/%/build.ninja: CMakePresets.json | setup
 	cmake --preset $*
 
 format: setup-check
