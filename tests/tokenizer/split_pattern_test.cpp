@@ -94,6 +94,11 @@ TEST(SplitPattern, RefusesByNameWhatTheLibrariesReadDifferently) {
   EXPECT_THAT(error_of("(?i)a"), HasSubstr("the group \"(?i\""));
   EXPECT_THAT(error_of("(?i:ss)"), HasSubstr("one ligature"));
   EXPECT_THAT(error_of("(?i:\u00E9)"), HasSubstr("beyond ASCII"));
+  EXPECT_THAT(error_of("(?i:[^s])"), HasSubstr("a negated class in (?i:"));
+  EXPECT_THAT(error_of(R"((?i:a\p{L}))"),
+              HasSubstr("a class other than of ASCII characters in (?i:"));
+  EXPECT_THAT(error_of(R"((?i:[a\S]))"),
+              HasSubstr("a class other than of ASCII characters in (?i:"));
   EXPECT_THAT(error_of("[[:alpha:]]"), HasSubstr("a [ inside a class"));
   EXPECT_THAT(error_of("[a-z&&b]"), HasSubstr("&& inside a class"));
   EXPECT_THAT(error_of("[]"), HasSubstr("an empty []"));

@@ -131,7 +131,10 @@ class Translator {
       return;
     }
     if (take("[")) return atom(character_class());
-    if (take("\\")) return escape();
+    if (const std::string items = take_named_class(); !items.empty()) {
+      return atom(fmt::format("[{}]", items));
+    }
+    if (take("\\")) return literal(escaped_character());
     switch (rest_.front()) {
       case '?':
       case '*':
@@ -156,12 +159,19 @@ class Translator {
     groups_.pop_back();
   }
 
-  // After the backslash, outside a class.
-  void escape() {
-    if (take("s")) return atom(fmt::format("[{}]", white_space_items()));
-    if (take("S")) return atom(fmt::format("[^{}]", white_space_items()));
-    if (take("p{")) return atom(fmt::format("[{}]", property()));
-    literal(escaped_character());
+  // The items of the \s, \S or \p{..} at the front; empty if none stands there.
+  std::string take_named_class() {
+    std::string items;
+    if (take("\\s")) {
+      items = white_space_items();
+    } else if (take("\\S")) {
+      items = not_white_space_items();
+    } else if (take("\\p{")) {
+      items = property();
+    }
+    // Oniguruma folds classes too: [\p{L}] holds the sharp s, so it matches "ss".
+    if (!items.empty() && ignores_case()) fail("a class other than of ASCII characters in (?i:");
+    return items;
   }
 
   // After "\p{".
@@ -189,21 +199,16 @@ class Translator {
 
   // After the "[".
   std::string character_class() {
-    std::string items = take("^") ? "[^" : "[";
+    const bool negated = take("^");
+    if (negated && ignores_case()) fail("a negated class in (?i:");
     if (rest_.starts_with("]")) fail("an empty []");
+    std::string items = negated ? "[^" : "[";
     while (!take("]")) {
       if (rest_.empty()) fail("a class without its ]");
       if (rest_.starts_with("[")) fail("a [ inside a class");
       if (rest_.starts_with("&&")) fail("&& inside a class");
-      if (take("\\s")) {
-        items += white_space_items();
-      } else if (take("\\S")) {
-        items += not_white_space_items();
-      } else if (take("\\p{")) {
-        items += property();
-      } else {
-        items += class_range();
-      }
+      const std::string named = take_named_class();
+      items += named.empty() ? class_range() : named;
     }
     items += ']';
     return items;

@@ -7,7 +7,7 @@
 //
 //   literals, escaped ASCII punctuation, \r \n \t      (\s \S)      \p{L} \p{M} \p{N} \p{P} \p{S}
 //   [...] and [^...] of these and of ranges      |     (...) (?:...) (?=...) (?!...)
-//   (?i:...) around ASCII letters and classes    ? * + {m} {m,} {m,n}, and lazy or possessive ? * +
+//   (?i:...) around ASCII and [...] of ASCII      ? * + {m} {m,} {m,n}, and lazy or possessive ? * +
 #pragma once
 
 #include <string>
