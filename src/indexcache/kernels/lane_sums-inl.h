@@ -15,22 +15,39 @@
 HWY_BEFORE_NAMESPACE();
 namespace indexcache::HWY_NAMESPACE {
 
-// Lane i of the result = the sum over lanes of v[i], for kCount = the lanes of Tag. Neighbouring
-// lanes are added until one is left: every vector's sum takes the same tree.
-template <class Tag, std::size_t kCount>
-HWY_INLINE hwy::HWY_NAMESPACE::Vec<Tag> sum_lanes([[maybe_unused]] Tag d,
-                                                  const hwy::HWY_NAMESPACE::Vec<Tag>* v) {
-#if HWY_TARGET == HWY_SCALAR
-  static_assert(kCount == 1);
-#else
+// v[0..lanes) hold lanes / kSlot slots of kSlot lanes each. Afterwards lane i of v[j] is the sum over
+// slot j of what was v[i]. Neighbouring lanes are added until a slot is one lane: every sum takes the
+// same tree.
+template <int kSlot, class Tag>
+HWY_INLINE void sum_slots([[maybe_unused]] Tag d,
+                          [[maybe_unused]] hwy::HWY_NAMESPACE::Vec<Tag>* v) {
   namespace hn = hwy::HWY_NAMESPACE;
-  if constexpr (kCount > 1) {
-    const auto low = sum_lanes<Tag, kCount / 2>(d, v);
-    const auto high = sum_lanes<Tag, kCount / 2>(d, v + kCount / 2);
-    return hn::Add(hn::ConcatEven(d, high, low), hn::ConcatOdd(d, high, low));
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(Tag()));
+  constexpr int kSlots = kLanes / kSlot;
+  static_assert(kSlots == 1 || kSlots == 2 || kSlots == 4);
+#if HWY_TARGET != HWY_SCALAR
+  HWY_UNROLL(8)
+  for (int left = kLanes / 2; left >= kSlots; left /= 2) {
+    HWY_UNROLL(8)
+    for (int i = 0; i < left; ++i) {
+      v[i] = hn::Add(hn::ConcatEven(d, v[2 * i + 1], v[2 * i]),
+                     hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]));
+    }
+  }
+  // Now lanes hold vector-major sums, slots neighbours: take them apart.
+  if constexpr (kSlots == 2) {
+    const auto even = hn::ConcatEven(d, v[1], v[0]), odd = hn::ConcatOdd(d, v[1], v[0]);
+    v[0] = even;
+    v[1] = odd;
+  } else if constexpr (kSlots == 4) {
+    const auto even0 = hn::ConcatEven(d, v[1], v[0]), odd0 = hn::ConcatOdd(d, v[1], v[0]);
+    const auto even1 = hn::ConcatEven(d, v[3], v[2]), odd1 = hn::ConcatOdd(d, v[3], v[2]);
+    v[0] = hn::ConcatEven(d, even1, even0);
+    v[1] = hn::ConcatEven(d, odd1, odd0);
+    v[2] = hn::ConcatOdd(d, even1, even0);
+    v[3] = hn::ConcatOdd(d, odd1, odd0);
   }
 #endif
-  return v[0];
 }
 
 }  // namespace indexcache::HWY_NAMESPACE

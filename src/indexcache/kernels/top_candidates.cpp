@@ -134,13 +134,11 @@ namespace {
 HWY_EXPORT(append_above);
 HWY_EXPORT(keep_best);
 
-// Room for the whole vectors that are written past the last candidate.
-constexpr std::int64_t kSlack = 64;
-
 }  // namespace
 
 void TopCandidates::reserve(std::int64_t capacity) {
   if (capacity <= capacity_) return;
+  // Whole vectors are written past the last candidate.
   auto ranks = hwy::AllocateAligned<std::int32_t>(static_cast<std::size_t>(capacity + kSlack));
   auto indices = hwy::AllocateAligned<std::int32_t>(static_cast<std::size_t>(capacity + kSlack));
   std::copy_n(ranks_.get(), size_, ranks.get());

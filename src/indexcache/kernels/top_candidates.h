@@ -18,11 +18,13 @@ namespace indexcache {
 class TopCandidates {
  public:
   static constexpr std::int64_t kMaxBatch = 256;
+  static constexpr std::int64_t kSlack = 16;
 
   // For the best k; drops what was there.
   void reset(std::int64_t k);
 
-  // scores[i] belongs to index first + i; count <= kMaxBatch. Indices rise from call to call.
+  // scores[i] belongs to index first + i; count <= kMaxBatch. Indices rise from call to call. Whole
+  // vectors are read: up to kSlack values past `count` must be readable.
   void add(const float* scores, std::int64_t count, std::int32_t first);
 
   // Appends another list whose indices all lie above this one's.

@@ -42,61 +42,105 @@ Bytes allocate(std::int64_t bytes) {
   return hwy::AllocateAligned<std::uint8_t>(static_cast<std::size_t>(bytes));
 }
 
+struct KeyRange {
+  std::int64_t begin, end;
+  bool empty() const { return begin >= end; }
+};
+
+KeyRange query_range(const IndexTopkParams& p, std::int64_t t) { return {p.start[t], p.end[t]}; }
+
+// The smallest range that holds the ranges of queries [first, last).
+KeyRange hull(const IndexTopkParams& p, std::int64_t first, std::int64_t last) {
+  KeyRange all{std::numeric_limits<std::int64_t>::max(), 0};
+  for (std::int64_t t = first; t < last; ++t) {
+    const KeyRange range = query_range(p, t);
+    if (range.empty()) continue;
+    all = {std::min(all.begin, range.begin), std::max(all.end, range.end)};
+  }
+  return all.empty() ? KeyRange{0, 0} : all;
+}
+
+KeyRange intersect(KeyRange a, KeyRange b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+
 // A worker's packed queries and buffers, and the scoring of one tile.
 class Scorer {
  public:
   Scorer(const IndexTopkParams& params, const ScoreKernel& kernel)
       : p_(params),
         kernel_(kernel),
+        per_pass_(std::min(kQueryBlock, kernel.queries_per_pass(p_.num_heads))),
         packed_bytes_((kernel.packed_bytes(p_.num_heads, p_.head_dim) + 63) / 64 * 64),
-        packed_(allocate(kQueryBlock * packed_bytes_)),
+        packed_(allocate((kQueryBlock + per_pass_ - 1) / per_pass_ * packed_bytes_)),
         scratch_(allocate(kernel.scratch_bytes(p_.head_dim))),
-        scores_(hwy::AllocateAligned<float>(kKeyTile)) {
+        scores_(hwy::AllocateAligned<float>(static_cast<std::size_t>(per_pass_ * kScoreStride))) {
     if (kernel.widen_keys != nullptr) {
       wide_ = hwy::AllocateAligned<float>(static_cast<std::size_t>(kKeyTile * p_.head_dim));
     }
   }
 
+  // Queries [first, last), at most kQueryBlock.
   void pack(std::int64_t first, std::int64_t last) {
+    first_ = first;
+    last_ = last;
     const std::int64_t row = p_.num_heads * p_.head_dim * element_size(p_.dtype);
-    for (std::int64_t t = first; t < last; ++t) {
-      kernel_.pack_query(static_cast<const std::uint8_t*>(p_.q) + t * row,
-                         p_.weights + t * p_.num_heads, p_.num_heads, p_.head_dim,
-                         packed_.get() + (t - first) * packed_bytes_);
+    for (std::int64_t t = first; t < last; t += per_pass_) {
+      kernel_.pack_queries(static_cast<const std::uint8_t*>(p_.q) + t * row,
+                           p_.weights + t * p_.num_heads, std::min(per_pass_, last - t),
+                           p_.num_heads, p_.head_dim, packed(t));
     }
   }
 
-  // Makes the keys [begin, end), at most kKeyTile, ready to be scored.
-  void load_tile(std::int64_t begin, std::int64_t end) {
-    tile_begin_ = begin;
-    const auto* keys =
-        static_cast<const std::uint8_t*>(p_.keys) + begin * p_.key_stride * element_size(p_.dtype);
-    tile_ = keys;
-    tile_stride_ = p_.key_stride;
-    tile_element_ = element_size(p_.dtype);
-    if (wide_ == nullptr) return;
-    kernel_.widen_keys(keys, p_.key_stride, end - begin, p_.head_dim, wide_.get());
-    tile_ = reinterpret_cast<const std::uint8_t*>(wide_.get());
-    tile_stride_ = p_.head_dim;
-    tile_element_ = sizeof(float);
-  }
-
-  // Scores of the packed query `slot` for keys [begin, end) of the tile; valid until the next call.
-  const float* score(std::int64_t slot, std::int64_t begin, std::int64_t end) {
-    kernel_.score_keys(packed_.get() + slot * packed_bytes_, p_.num_heads, p_.head_dim,
-                       tile_ + (begin - tile_begin_) * tile_stride_ * tile_element_, tile_stride_,
-                       end - begin, scratch_.get(), scores_.get());
-    return scores_.get();
+  // Scores the packed queries for the keys of the tile, at most kKeyTile, that are in their ranges,
+  // and gives each query's to take(query, first key, scores, count).
+  template <typename Take>
+  void score_tile(KeyRange tile, const Take& take) {
+    const std::uint8_t* keys = static_cast<const std::uint8_t*>(p_.keys) +
+                               tile.begin * p_.key_stride * element_size(p_.dtype);
+    std::int64_t stride = p_.key_stride, element = element_size(p_.dtype);
+    if (wide_ != nullptr) {
+      kernel_.widen_keys(keys, stride, tile.end - tile.begin, p_.head_dim, wide_.get());
+      keys = reinterpret_cast<const std::uint8_t*>(wide_.get());
+      stride = p_.head_dim;
+      element = sizeof(float);
+    }
+    for (std::int64_t t = first_; t < last_; t += per_pass_) {
+      const std::int64_t pass_end = std::min(t + per_pass_, last_);
+      const KeyRange run = intersect(tile, hull(p_, t, pass_end));
+      if (run.empty()) continue;
+      kernel_.score_keys({.packed = packed(t),
+                          .queries = pass_end - t,
+                          .heads = p_.num_heads,
+                          .dim = p_.head_dim,
+                          .keys = keys + (run.begin - tile.begin) * stride * element,
+                          .key_stride = stride,
+                          .count = run.end - run.begin,
+                          .scratch = scratch_.get(),
+                          .scores = scores_.get(),
+                          .score_stride = kScoreStride});
+      for (std::int64_t query = t; query < pass_end; ++query) {
+        const KeyRange own = intersect(run, query_range(p_, query));
+        if (own.empty()) continue;
+        take(query, own.begin, scores_.get() + (query - t) * kScoreStride + (own.begin - run.begin),
+             own.end - own.begin);
+      }
+    }
   }
 
  private:
+  static constexpr std::int64_t kScoreStride = kKeyTile + TopCandidates::kSlack;
+
+  std::uint8_t* packed(std::int64_t t) {
+    return packed_.get() + (t - first_) / per_pass_ * packed_bytes_;
+  }
+
   const IndexTopkParams& p_;
   const ScoreKernel& kernel_;
-  std::int64_t packed_bytes_;
+  std::int64_t per_pass_, packed_bytes_;
   Bytes packed_, scratch_;
   hwy::AlignedFreeUniquePtr<float[]> scores_, wide_;
-  const std::uint8_t* tile_ = nullptr;
-  std::int64_t tile_begin_ = 0, tile_stride_ = 0, tile_element_ = 0;
+  std::int64_t first_ = 0, last_ = 0;
 };
 
 // How the queries' work is cut: blocks of queries, each block's key range in `pieces` pieces.
@@ -113,49 +157,29 @@ struct Plan {
   }
 };
 
-struct KeyRange {
-  std::int64_t begin, end;
-};
-
-KeyRange query_range(const IndexTopkParams& p, std::int64_t t) {
-  return {p.start[t], std::max(p.start[t], p.end[t])};
-}
-
-// Piece `piece` of the union of the block's ranges.
+// Piece `piece` of the hull of the block's ranges.
 KeyRange piece_range(const IndexTopkParams& p, std::int64_t first, std::int64_t last,
                      std::int64_t piece, std::int64_t pieces) {
-  KeyRange all{std::numeric_limits<std::int64_t>::max(), 0};
-  for (std::int64_t t = first; t < last; ++t) {
-    const KeyRange range = query_range(p, t);
-    if (range.begin == range.end) continue;
-    all.begin = std::min(all.begin, range.begin);
-    all.end = std::max(all.end, range.end);
-  }
-  if (all.begin >= all.end) return {0, 0};
+  const KeyRange all = hull(p, first, last);
   const std::int64_t length = ((all.end - all.begin) / pieces / kKeyTile + 1) * kKeyTile;
-  return {std::min(all.end, all.begin + piece * length),
-          piece + 1 == pieces ? all.end : std::min(all.end, all.begin + (piece + 1) * length)};
+  return intersect(all, {all.begin + piece * length, all.begin + (piece + 1) * length});
 }
 
+// The best of every query of [first, last) within the piece; candidates[t - first] takes query t's.
 void collect(const IndexTopkParams& p, Scorer& scorer, std::int64_t first, std::int64_t last,
              KeyRange piece, TopCandidates* const* candidates) {
   for (std::int64_t t = first; t < last; ++t) {
     const KeyRange range = query_range(p, t);
-    candidates[t - first]->reset(
-        std::max<std::int64_t>(1, std::min(p.top_k, range.end - range.begin)));
+    candidates[t - first]->reset(std::clamp<std::int64_t>(range.end - range.begin, 1, p.top_k));
   }
-  if (piece.begin == piece.end) return;
+  if (piece.empty()) return;
   scorer.pack(first, last);
   for (std::int64_t tile = piece.begin; tile < piece.end; tile += kKeyTile) {
-    const std::int64_t tile_end = std::min(tile + kKeyTile, piece.end);
-    scorer.load_tile(tile, tile_end);
-    for (std::int64_t t = first; t < last; ++t) {
-      const KeyRange range = query_range(p, t);
-      const std::int64_t begin = std::max(tile, range.begin), end = std::min(tile_end, range.end);
-      if (begin >= end) continue;
-      candidates[t - first]->add(scorer.score(t - first, begin, end), end - begin,
-                                 static_cast<std::int32_t>(begin));
-    }
+    scorer.score_tile(
+        {tile, std::min(tile + kKeyTile, piece.end)},
+        [&](std::int64_t t, std::int64_t key, const float* scores, std::int64_t count) {
+          candidates[t - first]->add(scores, count, static_cast<std::int32_t>(key));
+        });
   }
   for (std::int64_t t = first; t < last; ++t) candidates[t - first]->shrink();
 }
@@ -212,13 +236,16 @@ void index_scores_cpu(const IndexTopkParams& p, float* scores) {
   const ScoreKernel kernel = choose_kernel(p.dtype);
   Scorer scorer(p, kernel);
   std::fill_n(scores, p.num_queries * p.num_keys, -std::numeric_limits<float>::infinity());
-  for (std::int64_t t = 0; t < p.num_queries; ++t) {
-    scorer.pack(t, t + 1);
-    const KeyRange range = query_range(p, t);
-    for (std::int64_t begin = range.begin; begin < range.end; begin += kKeyTile) {
-      const std::int64_t end = std::min(begin + kKeyTile, range.end);
-      scorer.load_tile(begin, end);
-      std::copy_n(scorer.score(0, begin, end), end - begin, scores + t * p.num_keys + begin);
+  for (std::int64_t first = 0; first < p.num_queries; first += kQueryBlock) {
+    const std::int64_t last = std::min(first + kQueryBlock, p.num_queries);
+    scorer.pack(first, last);
+    const KeyRange all = hull(p, first, last);
+    for (std::int64_t tile = all.begin; tile < all.end; tile += kKeyTile) {
+      scorer.score_tile(
+          {tile, std::min(tile + kKeyTile, all.end)},
+          [&](std::int64_t t, std::int64_t key, const float* run, std::int64_t count) {
+            std::copy_n(run, count, scores + t * p.num_keys + key);
+          });
     }
   }
 }

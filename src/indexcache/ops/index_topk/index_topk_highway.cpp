@@ -28,149 +28,177 @@ constexpr std::int64_t kRows = 6;
 static_assert(kScoreGroup % kRows == 0);
 constexpr std::int64_t kLineFloats = 16;
 
-// Vectors of 16 lanes would be half empty with 8 heads or fewer.
-using WideTag = hn::ScalableTag<float>;
-using NarrowTag = hn::CappedTag<float, 8>;
-bool narrow(std::int64_t heads) { return heads <= 8; }
+using Tag = hn::ScalableTag<float>;
+using V = hn::Vec<Tag>;
+constexpr std::int64_t kLanes = hn::MaxLanes(Tag());
+static_assert(kScoreGroup % kLanes == 0);
 
-// A packed query: per pair of head vectors (a last odd vector stands alone) q transposed,
-// [D][width] with width = the lanes of that pair, then the weights [V * lanes] with zeros beyond H.
-template <class Tag>
-struct PackedShape {
-  std::int64_t lanes, vectors, dim;
-  PackedShape(Tag d, std::int64_t heads, std::int64_t head_dim)
-      : lanes(static_cast<std::int64_t>(hn::Lanes(d))),
-        vectors((heads + lanes - 1) / lanes),
-        dim(head_dim) {}
-  std::int64_t weights_at() const { return vectors * lanes * dim; }
-  std::int64_t floats() const { return weights_at() + vectors * lanes; }
+// How heads lie in lanes. Up to kLanes heads: a query has a slot of `slot` lanes in one of two
+// vectors. More: one query, ceil(H / kLanes) vectors.
+struct Lanes {
+  std::int64_t slot, per_pass, vectors;
+
+  Lanes(std::int64_t queries, std::int64_t heads) {
+    slot = std::min<std::int64_t>(4, kLanes);
+    while (slot < std::min(heads, kLanes)) slot *= 2;
+    per_pass = heads <= kLanes ? 2 * kLanes / slot : 1;
+    vectors =
+        heads <= kLanes ? (queries * slot + kLanes - 1) / kLanes : (heads + kLanes - 1) / kLanes;
+  }
 };
 
-template <class Tag>
-void pack_query_as(Tag d, const float* q, const float* weights, std::int64_t heads,
-                   std::int64_t dim, float* packed) {
-  const PackedShape shape(d, heads, dim);
-  std::memset(packed, 0, static_cast<std::size_t>(shape.floats()) * sizeof(float));
-  for (std::int64_t first = 0; first < heads; first += 2 * shape.lanes) {
-    const std::int64_t width =
-        std::min<std::int64_t>(2, shape.vectors - first / shape.lanes) * shape.lanes;
-    float* panel = packed + first * dim;
-    for (std::int64_t h = first; h < std::min(heads, first + width); ++h) {
-      for (std::int64_t i = 0; i < dim; ++i) panel[i * width + h - first] = q[h * dim + i];
-    }
-  }
-  std::copy_n(weights, heads, packed + shape.weights_at());
+// Packed queries: per pair of vectors (a last odd one stands alone) q transposed, [D][width] with
+// width = the lanes of that pair; then the weights [vectors * kLanes]; then 1 for every lane that
+// holds a head, 0 elsewhere. Other lanes hold zeros.
+std::int64_t packed_floats(const Lanes& lanes, std::int64_t dim) {
+  return lanes.vectors * kLanes * (dim + 2);
 }
 
-// partial[r] (+)= the lanes' share of the scores of kRows keys: sum over this panel's vectors of
-// w * relu(q . key).
-template <class Tag, int kVectors>
-HWY_INLINE void score_rows(Tag d, const float* HWY_RESTRICT panel, std::int64_t dim,
+void pack_queries(const void* q, const float* weights, std::int64_t queries, std::int64_t heads,
+                  std::int64_t dim, void* packed) {
+  const Lanes lanes(queries, heads);
+  const auto* values = static_cast<const float*>(q);
+  auto* out = static_cast<float*>(packed);
+  std::memset(packed, 0, static_cast<std::size_t>(packed_floats(lanes, dim)) * sizeof(float));
+  float* packed_weights = out + lanes.vectors * kLanes * dim;
+  float* valid = packed_weights + lanes.vectors * kLanes;
+  for (std::int64_t head = 0; head < queries * heads; ++head) {
+    const std::int64_t lane = head / heads * lanes.slot + head % heads;
+    const std::int64_t pair = lane / (2 * kLanes);
+    const std::int64_t width = std::min<std::int64_t>(2, lanes.vectors - 2 * pair) * kLanes;
+    float* column = out + pair * 2 * kLanes * dim + lane % (2 * kLanes);
+    for (std::int64_t i = 0; i < dim; ++i) column[i * width] = values[head * dim + i];
+    packed_weights[lane] = weights[head];
+    valid[lane] = 1;
+  }
+}
+
+// A pair of vectors (or one) against kRows keys: partial[r] receives, per vector if the vectors hold
+// queries of their own, else added up over vectors and calls, the lanes' w * relu(q . key).
+enum class Vectors { kOwnQueries, kOneQuery, kOneQueryContinued };
+
+template <int kVectors>
+HWY_INLINE void score_rows(const float* HWY_RESTRICT panel, std::int64_t dim,
                            const float* HWY_RESTRICT keys, std::int64_t key_stride,
-                           const float* HWY_RESTRICT weights, const hn::Mask<Tag>* valid,
-                           bool first_panel, float* HWY_RESTRICT partial) {
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  hn::Vec<Tag> sum[kRows][kVectors];
+                           const float* HWY_RESTRICT weights, const float* HWY_RESTRICT valid,
+                           Vectors meaning, float* HWY_RESTRICT partial) {
+  const Tag d;
+  V sum[kRows][kVectors];
   HWY_UNROLL(12)
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
   }
-  // Four base pointers, the rows between them by scaled index: few address registers.
-  constexpr int kBases = (kRows + 2) / 3;
-  const float* base[kBases];
-  for (int b = 0; b < kBases; ++b) base[b] = keys + 3 * b * key_stride;
+  // A base pointer for three rows, the others by scaled index: few address registers.
+  const float* base[(kRows + 2) / 3];
+  for (int b = 0; b < (kRows + 2) / 3; ++b) base[b] = keys + 3 * b * key_stride;
   for (std::int64_t i = 0; i < dim; ++i) {
     if (i % kLineFloats == 0) {  // the next tile's rows, a cache line each
       for (int r = 0; r < kRows; ++r) hwy::Prefetch(keys + (kRows + r) * key_stride + i);
     }
-    hn::Vec<Tag> q[kVectors];
-    for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, panel + (i * kVectors + v) * lanes);
+    V q[kVectors];
+    for (int v = 0; v < kVectors; ++v) q[v] = hn::Load(d, panel + (i * kVectors + v) * kLanes);
     HWY_UNROLL(12)
     for (int r = 0; r < kRows; ++r) {
-      const auto key = hn::Set(d, base[r / 3][(r % 3) * key_stride + i]);
+      const V key = hn::Set(d, base[r / 3][(r % 3) * key_stride + i]);
       for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(q[v], key, sum[r][v]);
     }
   }
   HWY_UNROLL(12)
   for (int r = 0; r < kRows; ++r) {
-    auto total = first_panel ? hn::Zero(d) : hn::Load(d, partial + r * lanes);
+    V total =
+        meaning == Vectors::kOneQueryContinued ? hn::Load(d, partial + r * kLanes) : hn::Zero(d);
     for (int v = 0; v < kVectors; ++v) {
-      // A NaN is not below 0 and stays. Lanes beyond H are cleared: there 0 * inf would be NaN.
-      const auto relu =
-          hn::IfThenElseZero(hn::AndNot(hn::Lt(sum[r][v], hn::Zero(d)), valid[v]), sum[r][v]);
-      total = hn::MulAdd(hn::Load(d, weights + v * lanes), relu, total);
+      // A NaN is not below 0 and stays. Lanes without a head are cleared: there 0 * inf would be NaN.
+      const auto head = hn::Ne(hn::Load(d, valid + v * kLanes), hn::Zero(d));
+      const V relu =
+          hn::IfThenElseZero(hn::AndNot(hn::Lt(sum[r][v], hn::Zero(d)), head), sum[r][v]);
+      total = hn::MulAdd(hn::Load(d, weights + v * kLanes), relu, total);
+      if (meaning == Vectors::kOwnQueries) {
+        hn::Store(total, d, partial + (v * kScoreGroup + r) * kLanes);
+        total = hn::Zero(d);
+      }
     }
-    hn::Store(total, d, partial + r * lanes);
+    if (meaning != Vectors::kOwnQueries) hn::Store(total, d, partial + r * kLanes);
   }
 }
 
-template <class Tag>
-void score_keys_as(Tag d, const float* packed, std::int64_t heads, std::int64_t dim,
-                   const float* keys, std::int64_t key_stride, std::int64_t count, float* scratch,
-                   float* scores) {
-  constexpr std::int64_t kLanes = hn::MaxLanes(Tag());
-  static_assert(kScoreGroup % kLanes == 0);
-  const PackedShape shape(d, heads, dim);
-  HWY_ALIGN float partial[kScoreGroup * kLanes];
-  for (std::int64_t group = 0; group < count; group += kScoreGroup) {
-    const std::int64_t rows = std::min(kScoreGroup, count - group);
+// All packed vectors against kRows keys.
+void score_tile(const ScoreRun& run, const Lanes& lanes, const float* tile, std::int64_t stride,
+                float* partial) {
+  const auto* panels = static_cast<const float*>(run.packed);
+  const float* weights = panels + lanes.vectors * kLanes * run.dim;
+  const float* valid = weights + lanes.vectors * kLanes;
+  for (std::int64_t v = 0; v < lanes.vectors; v += 2) {
+    const Vectors meaning = run.heads <= kLanes ? Vectors::kOwnQueries
+                            : v == 0            ? Vectors::kOneQuery
+                                                : Vectors::kOneQueryContinued;
+    const auto rows = v + 1 < lanes.vectors ? &score_rows<2> : &score_rows<1>;
+    rows(panels + v * kLanes * run.dim, run.dim, tile, stride, weights + v * kLanes,
+         valid + v * kLanes, meaning, partial);
+  }
+}
+
+// Sums the slots of every vector of partial [vectors][kScoreGroup][kLanes] for the first `rows` keys.
+template <int kSlot>
+void sum_partials(const float* partial, std::int64_t queries, std::int64_t rows, float* scores,
+                  std::int64_t score_stride) {
+  const Tag d;
+  constexpr std::int64_t kSlots = kLanes / kSlot;
+  for (std::int64_t first = 0; first < queries; first += kSlots) {
+    const float* vectors = partial + first / kSlots * kScoreGroup * kLanes;
+    for (std::int64_t row = 0; row < rows; row += kLanes) {
+      V v[kLanes];
+      HWY_UNROLL(16)
+      for (std::int64_t i = 0; i < kLanes; ++i) v[i] = hn::Load(d, vectors + (row + i) * kLanes);
+      sum_slots<kSlot>(d, v);
+      for (std::int64_t j = 0; j < std::min(kSlots, queries - first); ++j) {
+        hn::StoreU(v[j], d, scores + (first + j) * score_stride + row);
+      }
+    }
+  }
+}
+
+void score_keys(const ScoreRun& run) {
+  const Lanes lanes(run.queries, run.heads);
+  const auto* keys = static_cast<const float*>(run.keys);
+  auto* scratch = static_cast<float*>(run.scratch);
+  HWY_ALIGN float partial[2 * kScoreGroup * kLanes];
+  for (std::int64_t group = 0; group < run.count; group += kScoreGroup) {
+    const std::int64_t rows = std::min(kScoreGroup, run.count - group);
     for (std::int64_t row = 0; row < rows; row += kRows) {
-      const float* tile = keys + (group + row) * key_stride;
-      std::int64_t stride = key_stride;
+      const float* tile = keys + (group + row) * run.key_stride;
+      std::int64_t stride = run.key_stride;
       if (rows - row < kRows) {  // the last keys: repeat one instead of reading past the end
         for (std::int64_t r = 0; r < kRows; ++r) {
-          std::copy_n(tile + std::min(r, rows - row - 1) * key_stride, dim, scratch + r * dim);
+          std::copy_n(tile + std::min(r, rows - row - 1) * stride, run.dim, scratch + r * run.dim);
         }
         tile = scratch;
-        stride = dim;
+        stride = run.dim;
       }
-      for (std::int64_t v = 0; v < shape.vectors; v += 2) {
-        const hn::Mask<Tag> valid[2] = {
-            hn::FirstN(d, static_cast<std::size_t>(std::min(kLanes, heads - v * kLanes))),
-            hn::FirstN(d, static_cast<std::size_t>(
-                              std::clamp<std::int64_t>(heads - (v + 1) * kLanes, 0, kLanes)))};
-        const auto run = v + 1 < shape.vectors ? &score_rows<Tag, 2> : &score_rows<Tag, 1>;
-        run(d, packed + v * kLanes * dim, dim, tile, stride,
-            packed + shape.weights_at() + v * kLanes, valid, v == 0, partial + row * kLanes);
-      }
+      score_tile(run, lanes, tile, stride, partial + row * kLanes);
     }
-    for (std::int64_t row = 0; row < rows; row += kLanes) {
-      hn::Vec<Tag> v[kLanes];
-      for (std::int64_t i = 0; i < kLanes; ++i) v[i] = hn::Load(d, partial + (row + i) * kLanes);
-      hn::StoreU(sum_lanes<Tag, kLanes>(d, v), d, scores + group + row);
+    float* scores = run.scores + group;
+    if (lanes.slot == kLanes) {
+      sum_partials<kLanes>(partial, run.queries, rows, scores, run.score_stride);
+    } else if (lanes.slot == 4) {
+      sum_partials<std::min<int>(4, kLanes)>(partial, run.queries, rows, scores, run.score_stride);
+    } else {
+      sum_partials<std::min<int>(8, kLanes)>(partial, run.queries, rows, scores, run.score_stride);
     }
   }
 }
 
-// ---- the functions of the table
+// ---- the sizes of the table
+
+std::int64_t queries_per_pass(std::int64_t heads) { return Lanes(1, heads).per_pass; }
 
 std::int64_t packed_bytes(std::int64_t heads, std::int64_t dim) {
-  const std::int64_t floats = narrow(heads) ? PackedShape(NarrowTag(), heads, dim).floats()
-                                            : PackedShape(WideTag(), heads, dim).floats();
-  return floats * static_cast<std::int64_t>(sizeof(float));
+  return packed_floats(Lanes(queries_per_pass(heads), heads), dim) *
+         static_cast<std::int64_t>(sizeof(float));
 }
 
 std::int64_t scratch_bytes(std::int64_t dim) {
   return kRows * dim * static_cast<std::int64_t>(sizeof(float));
-}
-
-void pack_query(const void* q, const float* weights, std::int64_t heads, std::int64_t dim,
-                void* packed) {
-  const auto* values = static_cast<const float*>(q);
-  auto* out = static_cast<float*>(packed);
-  if (narrow(heads)) return pack_query_as(NarrowTag(), values, weights, heads, dim, out);
-  pack_query_as(WideTag(), values, weights, heads, dim, out);
-}
-
-void score_keys(const void* packed, std::int64_t heads, std::int64_t dim, const void* keys,
-                std::int64_t key_stride, std::int64_t count, void* scratch, float* scores) {
-  const auto* query = static_cast<const float*>(packed);
-  const auto* rows = static_cast<const float*>(keys);
-  auto* spare = static_cast<float*>(scratch);
-  if (narrow(heads)) {
-    return score_keys_as(NarrowTag(), query, heads, dim, rows, key_stride, count, spare, scores);
-  }
-  score_keys_as(WideTag(), query, heads, dim, rows, key_stride, count, spare, scores);
 }
 
 void widen_row(const std::uint16_t* in, std::int64_t count, float* out) {
@@ -205,18 +233,19 @@ HWY_AFTER_NAMESPACE();
 namespace indexcache {
 namespace {
 
+HWY_EXPORT(queries_per_pass);
 HWY_EXPORT(packed_bytes);
 HWY_EXPORT(scratch_bytes);
-HWY_EXPORT(pack_query);
+HWY_EXPORT(pack_queries);
 HWY_EXPORT(score_keys);
 HWY_EXPORT(widen_keys);
 
-// A bf16 query is widened, then packed as fp32.
-void pack_bf16_query(const void* q, const float* weights, std::int64_t heads, std::int64_t dim,
-                     void* packed) {
-  std::vector<float> wide(static_cast<std::size_t>(heads * dim));
-  HWY_DYNAMIC_DISPATCH(widen_keys)(q, dim, heads, dim, wide.data());
-  HWY_DYNAMIC_DISPATCH(pack_query)(wide.data(), weights, heads, dim, packed);
+// bf16 queries are widened, then packed as fp32.
+void pack_bf16_queries(const void* q, const float* weights, std::int64_t queries,
+                       std::int64_t heads, std::int64_t dim, void* packed) {
+  std::vector<float> wide(static_cast<std::size_t>(queries * heads * dim));
+  HWY_DYNAMIC_DISPATCH(widen_keys)(q, dim, queries * heads, dim, wide.data());
+  HWY_DYNAMIC_DISPATCH(pack_queries)(wide.data(), weights, queries, heads, dim, packed);
 }
 
 }  // namespace
@@ -225,9 +254,10 @@ ScoreKernel highway_score_kernel(IndexDType dtype) {
   const bool bf16 = dtype == IndexDType::kBFloat16;
   // The table's first entry only chooses the target; ask for the functions after that.
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  return {.packed_bytes = HWY_DYNAMIC_DISPATCH(packed_bytes),
+  return {.queries_per_pass = HWY_DYNAMIC_DISPATCH(queries_per_pass),
+          .packed_bytes = HWY_DYNAMIC_DISPATCH(packed_bytes),
           .scratch_bytes = HWY_DYNAMIC_DISPATCH(scratch_bytes),
-          .pack_query = bf16 ? &pack_bf16_query : HWY_DYNAMIC_DISPATCH(pack_query),
+          .pack_queries = bf16 ? &pack_bf16_queries : HWY_DYNAMIC_DISPATCH(pack_queries),
           .score_keys = HWY_DYNAMIC_DISPATCH(score_keys),
           .widen_keys = bf16 ? HWY_DYNAMIC_DISPATCH(widen_keys) : nullptr};
 }

@@ -68,7 +68,8 @@ HWY_INLINE void logits_tile(const float* HWY_RESTRICT q, std::int64_t dim,
   static_assert(kHeadTile * kKeyTile % kLanes == 0);
   HWY_UNROLL(16)
   for (int i = 0; i < kHeadTile * kKeyTile; i += kStep) {
-    hn::StoreU(sum_lanes<Tag, kLanes>(d, sum + i), d, sums + i);
+    sum_slots<kLanes>(d, sum + i);
+    hn::StoreU(sum[i], d, sums + i);
   }
   for (int h = 0; h < kHeads; ++h) {
     std::memcpy(logits + h * kSegment, sums + h * kKeyTile, kKeyTile * sizeof(float));
