@@ -80,11 +80,13 @@ TEST(IndexTopkTorch, OrdersInfinityNaNAndZeros) {
   }
 }
 
-// More queries than one chunk holds: 2^27 / (64 * 32768) = 64.
 TEST(IndexTopkTorch, ChunksJoin) {
-  Inputs in = lattice(67, 64, 2, 32768);
-  EXPECT_TRUE(index_topk_torch(in.q, in.keys, in.weights, in.start, in.end, 9)
-                  .equal(index_topk(in.q, in.keys, in.weights, in.start, in.end, 9)));
+  const Inputs in = lattice(7, 4, 8, 100);
+  const at::Tensor expected = reference(in, 9);
+  for (const std::int64_t chunk_floats : {1, 4 * 100 * 2, 4 * 100 * 3, 4 * 100 * 7}) {
+    EXPECT_TRUE(index_topk_torch(in.q, in.keys, in.weights, in.start, in.end, 9, chunk_floats)
+                    .equal(expected));
+  }
 }
 
 TEST(IndexTopkTorch, KeysMayBeRowsOfAWiderTensor) {

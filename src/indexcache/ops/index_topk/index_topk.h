@@ -33,9 +33,11 @@ at::Tensor index_topk(const at::Tensor& q, const at::Tensor& keys, const at::Ten
 at::Tensor index_scores(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
                         const at::Tensor& start, const at::Tensor& end);
 
-// index_topk by plain tensor algebra, chunked over queries: what devices without a kernel of their
-// own run. Same contract, arguments taken as valid.
+// index_topk by plain tensor algebra: what devices without a kernel of their own run. Same contract,
+// arguments taken as valid. Works on as many queries at a time as have chunk_floats scores of single
+// heads (512 MiB), one at least.
 at::Tensor index_topk_torch(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
-                            const at::Tensor& start, const at::Tensor& end, std::int64_t k);
+                            const at::Tensor& start, const at::Tensor& end, std::int64_t k,
+                            std::int64_t chunk_floats = std::int64_t{1} << 27);
 
 }  // namespace indexcache

@@ -23,9 +23,6 @@
 namespace indexcache {
 namespace {
 
-// Floats of the per-head scores of one chunk of queries: 512 MiB.
-constexpr std::int64_t kChunkFloats = std::int64_t{1} << 27;
-
 constexpr std::int64_t kOutside = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kLowBits = 0xFFFFFFFF;
 
@@ -68,13 +65,14 @@ at::Tensor index_scores(const at::Tensor& q, const at::Tensor& keys, const at::T
 }
 
 at::Tensor index_topk_torch(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
-                            const at::Tensor& start, const at::Tensor& end, std::int64_t k) {
+                            const at::Tensor& start, const at::Tensor& end, std::int64_t k,
+                            std::int64_t chunk_floats) {
   const std::int64_t num_queries = q.size(0), num_keys = keys.size(0);
   const std::int64_t kept = std::min(k, num_keys);
   at::Tensor out = at::full({num_queries, k}, -1, q.options().dtype(at::kInt));
   if (kept == 0) return out;
   const at::Tensor keys32 = keys.to(at::kFloat);
-  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkFloats / (q.size(1) * num_keys));
+  const std::int64_t chunk = std::max<std::int64_t>(1, chunk_floats / (q.size(1) * num_keys));
   for (std::int64_t first = 0; first < num_queries; first += chunk) {
     const std::int64_t last = std::min(first + chunk, num_queries);
     const at::Tensor chunk_start = start.slice(0, first, last),

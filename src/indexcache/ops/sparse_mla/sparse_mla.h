@@ -32,10 +32,12 @@ struct SparseMlaResult {
 SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
                            std::int64_t value_dim, double softmax_scale);
 
-// sparse_mla by plain tensor algebra, chunked over queries: what devices without a kernel of their
-// own run. Same contract, arguments taken as valid.
+// sparse_mla by plain tensor algebra: what devices without a kernel of their own run. Same contract,
+// arguments taken as valid. Works on as many queries at a time as gather chunk_floats elements of kv
+// (512 MiB), one at least.
 SparseMlaResult sparse_mla_torch(const at::Tensor& q, const at::Tensor& kv,
                                  const at::Tensor& indices, std::int64_t value_dim,
-                                 double softmax_scale);
+                                 double softmax_scale,
+                                 std::int64_t chunk_floats = std::int64_t{1} << 27);
 
 }  // namespace indexcache

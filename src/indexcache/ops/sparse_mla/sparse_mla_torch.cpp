@@ -10,16 +10,10 @@
 #include "indexcache/ops/sparse_mla/sparse_mla.h"
 
 namespace indexcache {
-namespace {
-
-// Floats of the gathered rows of one chunk of queries: 512 MiB.
-constexpr std::int64_t kChunkFloats = std::int64_t{1} << 27;
-
-}  // namespace
 
 SparseMlaResult sparse_mla_torch(const at::Tensor& q, const at::Tensor& kv,
                                  const at::Tensor& indices, std::int64_t value_dim,
-                                 double softmax_scale) {
+                                 double softmax_scale, std::int64_t chunk_floats) {
   const std::int64_t num_queries = q.size(0), heads = q.size(1), dim = q.size(2);
   const std::int64_t k = indices.size(1);
   SparseMlaResult result{at::empty({num_queries, heads, value_dim}, q.options()),
@@ -30,7 +24,7 @@ SparseMlaResult sparse_mla_torch(const at::Tensor& q, const at::Tensor& kv,
     return result;
   }
   const at::NoTF32Guard full_precision;
-  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkFloats / (k * dim));
+  const std::int64_t chunk = std::max<std::int64_t>(1, chunk_floats / (k * dim));
   for (std::int64_t first = 0; first < num_queries; first += chunk) {
     const std::int64_t last = std::min(first + chunk, num_queries);
     const at::Tensor rows = indices.slice(0, first, last);
