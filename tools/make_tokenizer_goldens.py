@@ -133,7 +133,7 @@ def glm():
 
 
 def deepseek():
-    """Three splits, then ByteLevel; merges as strings; whole pieces are looked up first; a template that adds BOS."""
+    """Three splits, then ByteLevel; a template that adds BOS; merges as strings and an empty normalizer, as DeepSeek's files have."""
     added = special("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>") + [
         AddedToken(content, special=False, normalized=False) for content in ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
     ]
@@ -144,7 +144,7 @@ def deepseek():
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
-    return rewritten(tokenizer, old_style)
+    return tokenizer
 
 
 def flags():
@@ -175,7 +175,8 @@ def rewritten(tokenizer, change):
     return Tokenizer.from_str(json.dumps(written))
 
 
-def old_style(written):
+def as_deepseek_writes(written):
+    written["normalizer"] = {"type": "Sequence", "normalizers": []}
     written["model"]["merges"] = ["#version: 0.2"] + [" ".join(pair) for pair in written["model"]["merges"]]
 
 
@@ -238,7 +239,7 @@ def main():
         folder = FOLDER / make.__name__
         written = json.loads(tokenizer.to_str())
         if make is deepseek:
-            old_style(written)
+            as_deepseek_writes(written)
         write(folder / "tokenizer.json", written)
         decoded = []
         for ids in [random_ids(r, tokenizer) for _ in range(400)]:

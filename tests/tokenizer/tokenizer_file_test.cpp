@@ -64,7 +64,15 @@ TEST(TokenizerFile, EveryCutIsAnError) {
 TEST(TokenizerFile, RefusesByNameWhatItDoesNotDo) {
   EXPECT_THAT(error_with("/version", "2.0"),
               HasSubstr("t.json: version: expected \"1.0\", found \"2.0\""));
-  EXPECT_THAT(error_with("/normalizer", {{"type", "NFC"}}), HasSubstr("t.json: normalizer: "));
+  EXPECT_THAT(
+      error_with("/normalizer", {{"type", "NFC"}}),
+      HasSubstr("t.json: normalizer.type: expected no normalizer (text is encoded as it is), "
+                "found \"NFC\""));
+  EXPECT_THAT(
+      error_with("/normalizer", {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}}),
+      HasSubstr("t.json: normalizer.type: "));
+  EXPECT_EQ(error_with("/normalizer", {{"type", "Sequence"}, {"normalizers", json::array()}}),
+            "no error");
   EXPECT_THAT(error_with("/truncation", {{"max_length", 5}}), HasSubstr("t.json: truncation: "));
   EXPECT_THAT(error_with("/padding", {{"length", 5}}), HasSubstr("t.json: padding: "));
   EXPECT_THAT(error_with("/decoder", nullptr), HasSubstr("decoder: expected a ByteLevel decoder"));
