@@ -352,6 +352,8 @@ TEST(Search, RefusesOptionsThatDoNotFit) {
               HasSubstr("expected two or more Full layers, found FSSS"));
   EXPECT_THAT(error_of(options_for(Strategy::kDescent, Pattern::full(4)), evaluate),
               HasSubstr("expected a start pattern with Shared layers"));
+  EXPECT_THAT(error_of(options_for(Strategy::kDescent, Pattern::parse("FFSS", 4), 2), evaluate),
+              HasSubstr("expected none for descent"));
   auto blocked = options_for(Strategy::kBlocked, Pattern::parse("FFSFFF", 6));
   blocked.num_blocks = 3;
   EXPECT_THAT(error_of(blocked, evaluate),

@@ -36,6 +36,11 @@ void check_search_options(const SearchOptions& options) {
       throw expectation_error("search: descent", "a start pattern with Shared layers",
                               options.start.str());
     }
+    if (options.keep) {
+      throw expectation_error("search: Full layers to keep",
+                              "none for descent, which keeps those of its start pattern",
+                              fmt::format("{}", *options.keep));
+    }
     return;
   }
   if (num_full < 2) {

@@ -53,7 +53,7 @@ struct SearchOptions {
   // descent refines it.
   Pattern start = Pattern::full(1);
   // Stop at this many Full layers. None: removals go down to layer 0 alone (blocked: one a block),
-  // forward goes up to one less than `start` has. Without meaning for descent.
+  // forward goes up to one less than `start` has. Not for descent.
   std::optional<int> keep;
   int num_blocks = 1;  // blocked
 };
