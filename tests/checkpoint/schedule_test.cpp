@@ -187,6 +187,9 @@ TEST(EngineReadings, ShortLongAndBrokenPatterns) {
   EXPECT_EQ(too_long.at("vLLM").pattern, Pattern::parse("FSSF", 4));
   const auto shared_first = readings({{"index_topk_pattern", "SF"}}, 2, Architecture::kGlmMoeDsa);
   EXPECT_FALSE(shared_first.at("vLLM").pattern);
+  const auto number = readings({{"index_topk_pattern", 5}}, 2, Architecture::kGlmMoeDsa);
+  EXPECT_FALSE(number.at("vLLM").pattern);
+  EXPECT_FALSE(number.at("transformers").pattern);
   const auto null = readings({{"index_topk_freq", nullptr}}, 2, Architecture::kGlmMoeDsa);
   EXPECT_FALSE(null.at("transformers").pattern);
   for (const json& frequency : {json(0), json(-1), json("4"), json(1.5)}) {
@@ -203,6 +206,14 @@ TEST(EngineReadings, DeepseekHasNoScheduleInTransformers) {
   EXPECT_EQ(by_reader.at("transformers").pattern, Pattern::full(2));
   EXPECT_THAT(by_reader.at("transformers").remark, HasSubstr("knows no schedule"));
   EXPECT_EQ(by_reader.at("vLLM").pattern, Pattern::parse("FS", 2));
+}
+
+TEST(EngineReadings, OlderVllmNeedsASwitch) {
+  json config = {{"index_topk_pattern", "FS"}};
+  EXPECT_THAT(readings(config, 2, Architecture::kGlmMoeDsa).at("vLLM").remark,
+              HasSubstr("use_index_cache"));
+  config["use_index_cache"] = true;
+  EXPECT_EQ(readings(config, 2, Architecture::kGlmMoeDsa).at("vLLM").remark, "");
 }
 
 TEST(EngineReadings, LlamaCppAssumesGlm52AtOneMillionTokens) {

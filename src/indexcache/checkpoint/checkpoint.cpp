@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cstring>
 #include <optional>
 #include <set>
@@ -33,8 +32,6 @@ struct Checkpoint::State {
 namespace {
 
 using TensorMap = std::map<std::string, TensorView, std::less<>>;
-
-constexpr std::string_view kScaleSuffix = "_scale_inv";
 
 std::string where(const TensorView& view, std::string_view name) {
   return fmt::format("{}: tensor {}", view.file, name);
@@ -66,7 +63,7 @@ const TensorView* find_scale(const TensorMap& tensors, const TensorView& view,
   return scaled ? &scale->second : nullptr;
 }
 
-// Checks a folder's tensors against what its config asks for, and keeps what it learns in `state`.
+// Checks a folder's tensors against what its config asks for.
 class Inspector {
  public:
   Inspector(const std::filesystem::path& folder, const ModelConfig& config,
@@ -125,8 +122,9 @@ class Inspector {
     std::vector<std::string> unknown;
     for (const auto& [name, view] : tensors_) {
       if (used_.contains(name)) continue;
-      if (const auto layer = layer_of(name); layer && *layer >= config_.num_layers) {
-        ++mtp_tensors[*layer];
+      const auto tensor = parse_layer_tensor(name);
+      if (tensor && tensor->layer >= config_.num_layers) {
+        ++mtp_tensors[tensor->layer];
       } else {
         unknown.push_back(name);
       }
@@ -162,16 +160,6 @@ class Inspector {
                         spec.name);
     }
     mark(spec.name);
-  }
-
-  static std::optional<int> layer_of(std::string_view name) {
-    constexpr std::string_view kPrefix = "model.layers.";
-    if (!name.starts_with(kPrefix)) return std::nullopt;
-    name.remove_prefix(kPrefix.size());
-    int layer = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
-    const bool whole = error == std::errc() && end != name.data() + name.size() && *end == '.';
-    return whole ? std::optional(layer) : std::nullopt;
   }
 
   // A layer past the last one must be one of the config's MTP layers, or at least look like one:

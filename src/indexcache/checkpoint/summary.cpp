@@ -1,13 +1,12 @@
 #include "indexcache/checkpoint/summary.h"
 
-#include <charconv>
-#include <optional>
 #include <utility>
+
+#include "indexcache/checkpoint/tensor_table.h"
 
 namespace indexcache {
 namespace {
 
-constexpr std::string_view kScaleSuffix = "_scale_inv";
 constexpr std::int64_t kBf16Bytes = 2;
 
 constexpr std::pair<Part, std::string_view> kPartNames[] = {
@@ -23,19 +22,6 @@ constexpr std::pair<Part, std::string_view> kPartNames[] = {
     {Part::kMtpLayers, "multi-token prediction, skipped"},
     {Part::kOther, "of no known use"},
 };
-
-// "model.layers.12.mlp.gate.weight" -> 12, leaving "mlp.gate.weight" in `name`.
-std::optional<int> take_layer(std::string_view& name) {
-  constexpr std::string_view kPrefix = "model.layers.";
-  if (!name.starts_with(kPrefix)) return std::nullopt;
-  const char* const first = name.data() + kPrefix.size();
-  const char* const last = name.data() + name.size();
-  int layer = 0;
-  const auto [end, error] = std::from_chars(first, last, layer);
-  if (error != std::errc() || end == last || *end != '.') return std::nullopt;
-  name.remove_prefix(static_cast<std::size_t>(end + 1 - name.data()));
-  return layer;
-}
 
 bool is_used(Part part) {
   return part != Part::kUnusedIndexers && part != Part::kMtpLayers && part != Part::kOther;
@@ -55,18 +41,19 @@ Part part_of(std::string_view name, const ModelConfig& config) {
     return Part::kEmbeddings;
   }
   if (name == "model.norm.weight") return Part::kNorms;
-  const auto layer = take_layer(name);
-  if (!layer || *layer < 0) return Part::kOther;
-  if (*layer >= config.num_layers) return Part::kMtpLayers;
-  if (name.starts_with("self_attn.indexer.")) {
-    return config.schedule.is_full(*layer) ? Part::kIndexers : Part::kUnusedIndexers;
+  const auto tensor = parse_layer_tensor(name);
+  if (!tensor) return Part::kOther;
+  const auto [layer, suffix] = *tensor;
+  if (layer >= config.num_layers) return Part::kMtpLayers;
+  if (suffix.starts_with("self_attn.indexer.")) {
+    return config.schedule.is_full(layer) ? Part::kIndexers : Part::kUnusedIndexers;
   }
-  if (name.starts_with("self_attn.")) return Part::kAttention;
-  if (name.starts_with("mlp.shared_experts.")) return Part::kSharedExperts;
-  if (name.starts_with("mlp.experts.")) return Part::kRoutedExperts;
-  if (name.starts_with("mlp.gate.")) return Part::kRouters;
-  if (name.starts_with("mlp.")) return Part::kDenseMlp;
-  return name.ends_with("layernorm.weight") ? Part::kNorms : Part::kOther;
+  if (suffix.starts_with("self_attn.")) return Part::kAttention;
+  if (suffix.starts_with("mlp.shared_experts.")) return Part::kSharedExperts;
+  if (suffix.starts_with("mlp.experts.")) return Part::kRoutedExperts;
+  if (suffix.starts_with("mlp.gate.")) return Part::kRouters;
+  if (suffix.starts_with("mlp.")) return Part::kDenseMlp;
+  return suffix.ends_with("layernorm.weight") ? Part::kNorms : Part::kOther;
 }
 
 ModelSummary summarize(const Checkpoint& checkpoint) {

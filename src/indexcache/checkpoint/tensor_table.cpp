@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 namespace indexcache {
 namespace {
 
@@ -16,6 +18,18 @@ void add_mlp(std::vector<TensorSpec>& tensors, const std::string& prefix, std::i
 
 std::string layer_tensor(int layer, std::string_view suffix) {
   return fmt::format("model.layers.{}.{}", layer, suffix);
+}
+
+std::optional<LayerTensor> parse_layer_tensor(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  name.remove_prefix(kPrefix.size());
+  const char* const last = name.data() + name.size();
+  int layer = 0;
+  const auto [end, error] = std::from_chars(name.data(), last, layer);
+  if (error != std::errc() || end == last || *end != '.' || layer < 0) return std::nullopt;
+  name.remove_prefix(static_cast<std::size_t>(end + 1 - name.data()));
+  return LayerTensor{layer, name};
 }
 
 std::vector<TensorSpec> outer_tensors(const ModelConfig& config) {

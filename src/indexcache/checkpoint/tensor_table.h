@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +24,15 @@ struct TensorSpec {
 
 // Name of a tensor of one layer: "model.layers.{layer}.{suffix}".
 std::string layer_tensor(int layer, std::string_view suffix);
+// That name taken apart; nothing if it is none of a layer. `suffix` points into `name`.
+struct LayerTensor {
+  int layer = 0;
+  std::string_view suffix;
+};
+std::optional<LayerTensor> parse_layer_tensor(std::string_view name);
+
+// The scales of an FP8 weight have its name and this suffix.
+inline constexpr std::string_view kScaleSuffix = "_scale_inv";
 
 // embed_tokens, norm, and lm_head unless it is tied.
 std::vector<TensorSpec> outer_tensors(const ModelConfig& config);

@@ -7,13 +7,13 @@
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
 #include "indexcache/checkpoint/staged_folder.h"
+#include "indexcache/checkpoint/tensor_table.h"
 
 namespace indexcache {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kScaleSuffix = "_scale_inv";
 constexpr const char* kTokenizerFiles[] = {
     "tokenizer.json",      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",    "generation_config.json"};
