@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "cli/options.h"
 #include "cli/provenance.h"
@@ -57,11 +58,11 @@ void run(BenchArguments arguments) {
   const auto tokens = tokens_to_run(arguments, model);
   std::vector<PatternSpeed> speeds;
   {
-    Progress progress("bench", "tokens", 0);
+    std::optional<Progress> progress;
     speeds = measure_speed(model, patterns, tokens, arguments.options,
                            [&](std::int64_t done, std::int64_t total) {
-                             progress.set_total(total);
-                             progress.update(done);
+                             if (!progress) progress.emplace("bench", "tokens", total);
+                             progress->update(done);
                            });
   }
   fmt::print("{}", speed_table(speeds));

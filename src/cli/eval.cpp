@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "cli/options.h"
 #include "cli/provenance.h"
@@ -78,10 +79,10 @@ void run(EvalArguments arguments) {
   const EvalInputs inputs = make_inputs(arguments, tokenizer);
   std::vector<PatternScores> scores;
   {
-    Progress progress("eval", "tokens", 0);
+    std::optional<Progress> progress;
     scores = evaluate(model, patterns, inputs, [&](std::int64_t done, std::int64_t total) {
-      progress.set_total(total);
-      progress.update(done);
+      if (!progress) progress.emplace("eval", "tokens", total);
+      progress->update(done);
     });
   }
   std::vector<NamedScores> named;

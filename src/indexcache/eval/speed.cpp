@@ -46,15 +46,15 @@ class Stopwatch {
 class Runner {
  public:
   Runner(const Model& model, const std::vector<std::int32_t>& tokens, const SpeedOptions& options)
-      : model_(&model),
-        options_(&options),
-        length_(options.contexts.back() + options.decode_tokens + 1) {
+      : model_(&model), options_(&options), length_(capacity(options)) {
     std::vector<std::int64_t> ids(static_cast<std::size_t>(length_));
     for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = tokens[i % tokens.size()];
     tokens_ = at::tensor(ids).to(model.options().device);
   }
 
-  std::int64_t capacity() const { return length_; }
+  static std::int64_t capacity(const SpeedOptions& options) {
+    return options.contexts.back() + options.decode_tokens + 1;
+  }
 
   void warm_up(const Pattern& pattern) const {
     SequenceCache cache = model_->make_cache(pattern, length_);
@@ -136,6 +136,8 @@ std::vector<PatternSpeed> measure_speed(
     const std::vector<std::int32_t>& tokens, const SpeedOptions& options,
     const std::function<void(std::int64_t, std::int64_t)>& on_progress) {
   check(options, tokens, model);
+  // What does not fit is said before anything of its size is made.
+  for (const auto& [name, pattern] : patterns) model.make_cache(pattern, Runner::capacity(options));
   const Runner runner(model, tokens, options);
   std::vector<PatternSpeed> speeds;
   for (const auto& [name, pattern] : patterns) {
