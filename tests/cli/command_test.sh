@@ -49,13 +49,14 @@ expect 2 "fp64" inspect "$model" --dtype fp64
 # Bad input, through every verb that opens a model.
 expect_error "$folder/none" inspect "$folder/none"
 mkdir "$folder/empty"
-expect_error "$folder/empty/config.json" inspect "$folder/empty"
+expect_error "expected a model folder with a config.json" inspect "$folder/empty"
 echo '{"model_type": "llama"}' >"$folder/empty/config.json"
 expect_error "llama" inspect "$folder/empty"
 echo '[1, 2, 3]' >"$folder/ids.json"
 expect_error "expected" trace "$model" --ids "$folder/ids.json" --out "$folder/none/out.safetensors"
 expect_error "pattern \"FSX\"" trace "$model" --ids "$folder/ids.json" --out "$folder/out.safetensors" --pattern FSX
-expect_error "[1, 2" trace "$model" --ids <(echo '[1, 2') --out "$folder/out.safetensors"
+printf '[1, 2' >"$folder/cut.json"
+expect_error "$folder/cut.json" trace "$model" --ids "$folder/cut.json" --out "$folder/out.safetensors"
 [ ! -e "$folder/out.safetensors" ] || { echo "a failed trace left its output"; failures=$((failures + 1)); }
 
 [ "$failures" -eq 0 ]
