@@ -5,7 +5,6 @@
 #include <ATen/ops/_grouped_mm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
-#include <ATen/ops/bincount.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
@@ -112,7 +111,10 @@ at::Tensor moe_forward(const at::Tensor& x, const MoeWeights& weights, const Moe
                        at::Tensor* load) {
   const auto tokens = x.flatten(0, -2);
   const auto routing = moe_route(tokens, weights, shape);
-  const auto counts = routing.experts.flatten().bincount({}, shape.num_experts);
+  // Not bincount: on CUDA it waits for the device.
+  const auto counts = (routing.experts.flatten().unsqueeze(1) ==
+                       at::arange(shape.num_experts, routing.experts.options()))
+                          .sum(0);
   if (load != nullptr) *load = counts;
   auto out = routed_experts(tokens, weights, routing, counts).view_as(x);
   if (weights.shared.gate.defined()) out = out + mlp_forward(x, weights.shared);

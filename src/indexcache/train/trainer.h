@@ -1,0 +1,48 @@
+// Trains a model from a run config: the stages in order, curves, checkpoints, resume.
+//
+// A run folder holds
+//   checkpoint.safetensors   weights, optimiser and place of the last checkpoint (training_state.h)
+//   curves.jsonl             one record every log_steps steps, up to the last checkpoint or beyond
+//   model/                   the trained model, a Hugging Face folder, when the run is done
+// Killed at any moment and resumed, a run whose budgets are in tokens ends with the same bits on a
+// CPU as if it had not been interrupted.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "indexcache/data/text.h"
+#include "indexcache/tokenizer/tokenizer.h"
+#include "indexcache/train/run_config.h"
+
+namespace indexcache {
+
+enum class RunStart {
+  kNew,     // the folder must hold no run
+  kResume,  // from its last checkpoint, or from the beginning if there is none yet
+};
+
+struct TrainingRun {
+  RunConfig config;
+  std::filesystem::path folder;
+  std::filesystem::path tokenizer_folder;  // tokenizer.json and what is copied beside it
+  at::Device device = at::kCPU;
+  RunStart start = RunStart::kNew;
+};
+
+// After each step: how far the stage is, in tokens or seconds of its budget.
+struct TrainingProgress {
+  int stage = 0;
+  double done = 0, budget = 0;
+  std::string note;  // the last record in short
+};
+
+// Throws InputError for what cannot work before any work is done, and if the loss is no longer
+// finite: then the last checkpoint is from before.
+void train(const TrainingRun& run, const Tokenizer& tokenizer, const TokenStream& text,
+           const std::function<void(const TrainingProgress&)>& observer);
+
+}  // namespace indexcache
