@@ -12,10 +12,11 @@ mkdir -p out
 step() { printf '\n== %s\n' "$*"; }
 
 step "search: which quarter of the indexers to keep, by loss on texts/search.jsonl.xz"
-"$indexcache" search "$model" --text texts/search.jsonl.xz --strategy greedy --context 4096 --sequences 8 --tasks 0.5 \
+"$indexcache" search "$model" --text texts/search.jsonl.xz --strategy lazy --context 2048 --sequences 4 --tasks 0.5 \
   --keep 1/4 --out out/demo-pattern.json
 step "eval: what it costs on texts/test.jsonl.xz, beside the uniform pattern of the same size"
-"$indexcache" eval "$model" --text texts/test.jsonl.xz --pattern out/demo-pattern.json:1/4 --pattern uniform:1/4 \
-  --json out/demo-eval.json
+"$indexcache" eval "$model" --text texts/test.jsonl.xz --context 2048 --max-windows 8 --prompts 6 \
+  --pattern out/demo-pattern.json:1/4 --pattern uniform:1/4 --json out/demo-eval.json
 step "bench: what it gains"
-"$indexcache" bench "$model" --pattern out/demo-pattern.json:1/4 --json out/demo-bench.json
+"$indexcache" bench "$model" --pattern out/demo-pattern.json:1/4 --contexts 4096,16384 --repeats 1 --decode-tokens 8 \
+  --json out/demo-bench.json
