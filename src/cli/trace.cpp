@@ -54,6 +54,8 @@ at::Tensor read_token_ids(const std::filesystem::path& path, std::int64_t vocab_
   } catch (const nlohmann::json::parse_error& error) {
     throw expectation_error(path.string(), expected,
                             fmt::format("invalid JSON at byte {}", error.byte));
+  } catch (const nlohmann::json::exception&) {
+    throw expectation_error(path.string(), expected, "a number beyond any range");
   }
   if (!json.is_array()) throw expectation_error(path.string(), expected, shown(json));
   if (json.empty()) throw expectation_error(path.string(), expected, "no ids");

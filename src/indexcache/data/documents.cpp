@@ -64,6 +64,8 @@ class JsonLines {
     } catch (const nlohmann::json::parse_error& error) {
       throw expectation_error(where, "a JSON object",
                               fmt::format("malformed JSON at byte offset {}", error.byte - 1));
+    } catch (const nlohmann::json::exception&) {
+      throw expectation_error(where, "a JSON object", "a number beyond any range");
     }
     if (!object.is_object()) throw expectation_error(where, "a JSON object", object.type_name());
     const auto text = object.find("text");

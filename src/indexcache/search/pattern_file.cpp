@@ -246,6 +246,8 @@ PatternFile parse_pattern_file(std::string_view text, const std::string& where) 
   } catch (const Json::parse_error& error) {
     throw expectation_error(where, "a pattern file (JSON)",
                             fmt::format("malformed JSON at byte {}", error.byte));
+  } catch (const Json::exception&) {
+    throw expectation_error(where, "a pattern file (JSON)", "a number beyond any range");
   }
   const Entry entry(json, where);
   if (!entry.has("format") || entry.at("format") != kFormat) {
