@@ -14,6 +14,21 @@
 namespace indexcache {
 namespace {
 
+struct Projections {
+  at::Tensor x;  // hidden, normalised
+  MlaProjected mla;
+  at::Tensor query;  // absorbed
+};
+
+Projections project(const at::Tensor& hidden, const BlockWeights& weights, const BlockShape& shape,
+                    const RopeTable& rope) {
+  Projections out;
+  out.x = rms_norm(hidden, weights.input_norm, shape.rms_norm_eps);
+  out.mla = mla_project(out.x, weights.mla, shape.mla, rope);
+  out.query = mla_absorb_query(out.mla, weights.mla, shape.mla);
+  return out;
+}
+
 // Scores every token up to the query itself and keeps the best k; appends the chunk's index keys
 // first.
 at::Tensor own_index_set(const at::Tensor& x, const at::Tensor& q_latent,
@@ -48,39 +63,49 @@ at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
                          const BlockWeights& weights, const BlockShape& shape,
                          const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
                          at::Tensor* own_set) {
-  const auto num_tokens = hidden.size(0);
-  at::Tensor x, query;
-  MlaProjected projected;
+  Projections projected;
   {
     const TimedSpan span("projections");
-    x = rms_norm(hidden, weights.input_norm, shape.rms_norm_eps);
-    projected = mla_project(x, weights.mla, shape.mla, rope);
-    cache.latents.narrow(0, first_position, num_tokens).copy_(mla_cache_entry(projected));
-    query = mla_absorb_query(projected, weights.mla, shape.mla);
+    projected = project(hidden, weights, shape, rope);
+    cache.latents.narrow(0, first_position, hidden.size(0)).copy_(mla_cache_entry(projected.mla));
   }
 
   at::Tensor index_set = source_set;
   if (!index_set.defined()) {
-    index_set =
-        own_index_set(x, projected.q_latent, first_position, weights, shape.indexer, rope, cache);
+    index_set = own_index_set(projected.x, projected.mla.q_latent, first_position, weights,
+                              shape.indexer, rope, cache);
     if (own_set != nullptr) *own_set = index_set;
   }
 
-  at::Tensor attended;
-  {
-    const TimedSpan span("sparse_mla");
-    attended = sparse_mla(query, cache.latents.narrow(0, 0, first_position + num_tokens), index_set,
-                          shape.mla.kv_lora_rank, shape.mla.softmax_scale)
-                   .out;
-  }
-  at::Tensor residual;
+  const auto attended =
+      core_attention(projected.query, first_position, weights, shape, cache, index_set);
+  at::Tensor residual, x;
   {
     const TimedSpan span("projections");
-    residual = hidden +
-               at::linear(mla_expand_output(attended, weights.mla, shape.mla), weights.mla.o_proj);
+    residual = hidden + at::linear(attended, weights.mla.o_proj);
     x = rms_norm(residual, weights.post_attention_norm, shape.rms_norm_eps);
   }
   return residual + feed_forward(x, weights, shape);
+}
+
+at::Tensor attention_query(const at::Tensor& hidden, const BlockWeights& weights,
+                           const BlockShape& shape, const RopeTable& rope) {
+  const TimedSpan span("projections");
+  return project(hidden, weights, shape, rope).query;
+}
+
+at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
+                          const BlockWeights& weights, const BlockShape& shape,
+                          const BlockCache& cache, const at::Tensor& index_set) {
+  at::Tensor attended;
+  {
+    const TimedSpan span("sparse_mla");
+    attended = sparse_mla(query, cache.latents.narrow(0, 0, first_position + query.size(0)),
+                          index_set, shape.mla.kv_lora_rank, shape.mla.softmax_scale)
+                   .out;
+  }
+  const TimedSpan span("projections");
+  return mla_expand_output(attended, weights.mla, shape.mla);
 }
 
 }  // namespace indexcache

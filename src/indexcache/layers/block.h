@@ -50,4 +50,15 @@ at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
                          const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
                          at::Tensor* own_set);
 
+// --- Parts of it, for those who compare what a layer attends to under different index sets.
+
+// [T, h, kv_lora_rank + rope]: the absorbed query of each token.
+at::Tensor attention_query(const at::Tensor& hidden, const BlockWeights& weights,
+                           const BlockShape& shape, const RopeTable& rope);
+// [T, h * v]: the core attention over an index set, heads side by side: what o_proj reads. The
+// cache holds rows [0, first_position + T).
+at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
+                          const BlockWeights& weights, const BlockShape& shape,
+                          const BlockCache& cache, const at::Tensor& index_set);
+
 }  // namespace indexcache

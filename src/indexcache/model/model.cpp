@@ -155,6 +155,20 @@ at::Tensor Model::run_layer(int layer, const at::Tensor& hidden, std::int64_t fi
                        source_set, own_set);
 }
 
+at::Tensor Model::attention_query(int layer, const at::Tensor& hidden,
+                                  std::int64_t first_position) const {
+  const c10::InferenceMode guard;
+  const auto rope = make_rope_table(rope_, first_position, hidden.size(0));
+  return indexcache::attention_query(hidden, weights_.blocks[layer], shape_, rope);
+}
+
+at::Tensor Model::core_attention(int layer, const at::Tensor& query, std::int64_t first_position,
+                                 const BlockCache& cache, const at::Tensor& index_set) const {
+  const c10::InferenceMode guard;
+  return indexcache::core_attention(query, first_position, weights_.blocks[layer], shape_, cache,
+                                    index_set);
+}
+
 at::Tensor Model::forward(const at::Tensor& tokens, SequenceCache& cache, std::int64_t chunk,
                           const IndexSetObserver& observer) const {
   const c10::InferenceMode guard;
