@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "indexcache/base/error.h"
+#include "indexcache/calibrate/sequences.h"
 #include "indexcache/ops/index_overlap/index_overlap.h"
 
 namespace indexcache {
@@ -100,15 +100,7 @@ OverlapMatrix::Summary OverlapMatrix::at_distance(std::size_t distance) const {
 OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& sequences,
                               const std::function<void(int)>& on_sequence) {
   const auto top_k = model.config().index_topk;
-  std::size_t longest = 0;
-  for (const Sequence& sequence : sequences) {
-    longest = std::max(longest, sequence.tokens.size() - 1);
-  }
-  if (static_cast<std::int64_t>(longest) < top_k) {
-    throw expectation_error("overlap: context",
-                            fmt::format("at least index_topk = {} tokens", top_k),
-                            fmt::format("{}", longest));
-  }
+  check_some_query_selects(sequences, top_k, "overlap");
   const Pattern pattern = model.baseline();
   OverlapSum sum(pattern.full_layers(), top_k);
   int done = 0;

@@ -1,13 +1,8 @@
 #include "indexcache/calibrate/trie_evaluator.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <map>
 #include <mutex>
-#include <thread>
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/memory.h"
@@ -69,12 +64,6 @@ void check_memory(const LayerRunner& runner, std::int64_t tokens, int num_thread
   }
 }
 
-int threads_for(const LayerRunner& runner, const TrieOptions& options, std::size_t sequences) {
-  if (runner.on_device()) return 1;
-  const int asked = options.num_threads > 0 ? options.num_threads : at::get_num_threads();
-  return std::min(asked, static_cast<int>(sequences));
-}
-
 }  // namespace
 
 TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> sequences,
@@ -82,7 +71,7 @@ TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> se
                              SequenceObserver observer)
     : runner_(runner),
       sequences_(std::move(sequences)),
-      num_threads_(threads_for(runner, options, sequences_.size())),
+      threads_(SequenceThreads::choose(runner.on_device(), options.num_threads, sequences_.size())),
       journal_(journal),
       observer_(std::move(observer)),
       planner_(runner.num_layers(),
@@ -94,7 +83,7 @@ TrieEvaluator::TrieEvaluator(const LayerRunner& runner, std::vector<Sequence> se
     trunk.after.resize(static_cast<std::size_t>(runner.num_layers()));
   }
   if (!runner.on_device()) {
-    check_memory(runner, longest(sequences_), num_threads_,
+    check_memory(runner, longest(sequences_), threads_.count,
                  carried_bytes(runner, together(sequences_), planner_.stride()));
   }
 }
@@ -120,7 +109,7 @@ std::vector<Losses> TrieEvaluator::evaluate(const Pattern& current,
   }
   int done = all - static_cast<int>(missing.size());
   std::mutex mutex;
-  run_sequences(missing, [&](int sequence) {
+  threads_.run(missing, [&](int sequence) {
     by_sequence[sequence] = walk(plan, patterns, sequence);
     if (journal_ != nullptr) journal_->append(call, sequence, patterns, by_sequence[sequence]);
     const std::scoped_lock lock(mutex);
@@ -133,39 +122,6 @@ std::vector<Losses> TrieEvaluator::evaluate(const Pattern& current,
     for (const auto& sequence : by_sequence) losses[i].per_sequence.push_back(sequence[i]);
   }
   return losses;
-}
-
-// Calls body for each sequence. On the CPU from threads of our own, each of which lets libtorch use
-// one thread only: the result of a matrix product may depend on the number of threads in it.
-void TrieEvaluator::run_sequences(const std::vector<int>& sequences,
-                                  const std::function<void(int)>& body) {
-  if (runner_.on_device()) {
-    for (const int sequence : sequences) body(sequence);
-    return;
-  }
-  const int torch_threads = at::get_num_threads();
-  std::atomic<std::size_t> next{0};
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    at::set_num_threads(1);
-    for (std::size_t i = next++; i < sequences.size(); i = next++) {
-      try {
-        body(sequences[i]);
-      } catch (...) {
-        const std::scoped_lock lock(mutex);
-        if (!failure) failure = std::current_exception();
-        next = sequences.size();
-      }
-    }
-  };
-  std::vector<std::thread> workers;
-  for (int i = 0; i < std::min<int>(num_threads_, static_cast<int>(sequences.size())); ++i) {
-    workers.emplace_back(work);
-  }
-  for (std::thread& worker : workers) worker.join();
-  at::set_num_threads(torch_threads);
-  if (failure) std::rethrow_exception(failure);
 }
 
 TrieEvaluator::State TrieEvaluator::run(int layer, int source, const State& input,

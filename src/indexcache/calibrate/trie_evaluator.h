@@ -1,8 +1,8 @@
 // TrieEvaluator: the losses of patterns on calibration sequences, by walking their trie
 // (trie_plan.h).
 //
-// Each sequence is walked on one thread, different sequences on different threads, so a loss has
-// the same bits on any number of threads and in any company of other patterns.
+// Each sequence is walked on one thread (sequences.h), so a loss has the same bits on any number of
+// threads and in any company of other patterns.
 //
 // Memory, with T tokens a sequence, N layers, H bytes of hidden state and I bytes of index set a
 // token: each thread holds at most N states of T * (H + I) bytes; the carried trunk adds at most
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "indexcache/calibrate/layer_runner.h"
+#include "indexcache/calibrate/sequences.h"
 #include "indexcache/calibrate/trie_plan.h"
 #include "indexcache/policy/pattern.h"
 #include "indexcache/search/journal.h"
@@ -55,11 +56,10 @@ class TrieEvaluator {
                            int sequence);
   const State& trunk_state(const TriePlan& plan, int layer, int sequence);
   State run(int layer, int source, const State& input, const std::vector<int>& live) const;
-  void run_sequences(const std::vector<int>& sequences, const std::function<void(int)>& body);
 
   const LayerRunner& runner_;
   std::vector<Sequence> sequences_;
-  int num_threads_;
+  SequenceThreads threads_;
   Journal* journal_;
   SequenceObserver observer_;
   TriePlanner planner_;
