@@ -19,13 +19,14 @@ struct StrategyEntry {
   const char* name;
 };
 
-constexpr std::array<StrategyEntry, 7> kStrategies = {{{Strategy::kGreedy, "greedy"},
+constexpr std::array<StrategyEntry, 8> kStrategies = {{{Strategy::kGreedy, "greedy"},
                                                        {Strategy::kLazy, "lazy"},
                                                        {Strategy::kForward, "forward"},
                                                        {Strategy::kBlocked, "blocked"},
                                                        {Strategy::kRouted, "routed"},
                                                        {Strategy::kRoutedLazy, "routed-lazy"},
-                                                       {Strategy::kDescent, "descent"}}};
+                                                       {Strategy::kDescent, "descent"},
+                                                       {Strategy::kSimilarity, "similarity"}}};
 
 }  // namespace
 
@@ -122,6 +123,9 @@ SearchResult search_patterns(const SearchOptions& options, const Evaluate& evalu
       break;
     case Strategy::kDescent:
       search_descent(run);
+      break;
+    case Strategy::kSimilarity:
+      search_similarity(run);
       break;
   }
   return run.take_result();

@@ -16,6 +16,9 @@
 //                increase, and then whatever move still looks better than the best of these
 //   descent      on a given pattern: sweeps over Shared layers, each takes its best source, until
 //                no sweep gains 1e-5
+//   similarity   the paper's appendix C: for every budget the nearest pattern with the highest sum
+//                of similarities of Shared layers and their sources, exactly (similarity.h);
+//                losses are measured, but choose nothing
 #pragma once
 
 #include <cstdint>
@@ -25,6 +28,7 @@
 #include <vector>
 
 #include "indexcache/policy/pattern.h"
+#include "indexcache/search/similarity.h"
 
 namespace indexcache {
 
@@ -41,7 +45,16 @@ struct Losses {
 using Evaluate = std::function<std::vector<Losses>(const Pattern& current,
                                                    const std::vector<Pattern>& candidates)>;
 
-enum class Strategy { kGreedy, kLazy, kForward, kBlocked, kRouted, kRoutedLazy, kDescent };
+enum class Strategy {
+  kGreedy,
+  kLazy,
+  kForward,
+  kBlocked,
+  kRouted,
+  kRoutedLazy,
+  kDescent,
+  kSimilarity
+};
 Strategy parse_strategy(const std::string& name);
 std::string strategy_name(Strategy strategy);
 // All names, for help and errors: "greedy, lazy, ...".
@@ -49,13 +62,14 @@ std::string strategy_names();
 
 struct SearchOptions {
   Strategy strategy = Strategy::kGreedy;
-  // What losses are compared with, and where removals start; forward adds only its Full layers;
-  // descent refines it.
+  // What losses are compared with, and where removals start; forward and similarity choose from its
+  // Full layers; descent refines it.
   Pattern start = Pattern::full(1);
   // Stop at this many Full layers. None: removals go down to layer 0 alone (blocked: one a block),
   // forward goes up to one less than `start` has. Not for descent.
   std::optional<int> keep;
-  int num_blocks = 1;  // blocked
+  int num_blocks = 1;           // blocked
+  SimilarityMatrix similarity;  // similarity: a row for each layer of `start`
 };
 
 // The best pattern found at one budget.

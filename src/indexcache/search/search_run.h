@@ -60,5 +60,6 @@ void search_forward(SearchRun& run);
 void search_descent(SearchRun& run);
 void search_lazy(SearchRun& run);
 void search_routed_lazy(SearchRun& run);
+void search_similarity(SearchRun& run);
 
 }  // namespace indexcache
