@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "cli/options.h"
@@ -11,6 +12,8 @@
 #include "indexcache/base/file.h"
 #include "indexcache/base/progress.h"
 #include "indexcache/calibrate/identity.h"
+#include "indexcache/calibrate/sequences.h"
+#include "indexcache/calibrate/similarity.h"
 #include "indexcache/calibrate/trie_evaluator.h"
 #include "indexcache/search/journal.h"
 #include "indexcache/search/pattern_file.h"
@@ -62,18 +65,36 @@ SearchSetup search_setup(const SearchArguments& arguments, const SearchOptions& 
   return setup;
 }
 
+// What the strategy similarity chooses by, under the start schedule; with a bar of its own.
+SimilarityMatrix similarity_of(const Model& model, const Pattern& start,
+                               const std::vector<Sequence>& sequences, int threads) {
+  Progress progress("similarity", "sequences", static_cast<std::int64_t>(sequences.size()));
+  return measure_similarity(model, start, sequences, threads,
+                            [&](int done) { progress.update(done); });
+}
+
 // Searches with a bar that moves with every sequence, writes the pattern file, drops the journal.
 PatternFile run_search(const SearchArguments& arguments, const Model& model,
                        std::vector<Sequence> sequences) {
-  const SearchOptions options = search_options(arguments, model);
+  SearchOptions options = search_options(arguments, model);
+  const bool by_similarity = options.strategy == Strategy::kSimilarity;
+  // Refused here, before there is a journal.
+  if (by_similarity) {
+    check_some_query_selects(sequences, model.config().index_topk, "similarity");
+  }
   const SearchSetup setup = search_setup(arguments, options);
   Journal journal(Journal::path_for(arguments.out), setup);
   if (journal.resumed()) {
     fmt::print(stderr, "indexcache: resuming from {}\n", Journal::path_for(arguments.out).string());
   }
 
-  Progress progress("search", "evaluations", 1);
-  std::int64_t evaluated = 0;
+  // Not in the journal: a resumed search measures the same matrix again.
+  if (by_similarity) {
+    options.similarity = similarity_of(model, options.start, sequences, arguments.model.threads);
+  }
+
+  std::int64_t evaluated = 0, total = 1;
+  Progress progress("search", "evaluations", total);
   std::size_t in_call = 0;
   std::string note;
   const ModelLayerRunner runner(model);
@@ -88,13 +109,17 @@ PatternFile run_search(const SearchArguments& arguments, const Model& model,
       options,
       [&](const Pattern& current, const std::vector<Pattern>& candidates) {
         in_call = candidates.size();
+        // Until a step is committed, no more is known than what this call evaluates.
+        total = std::max(total, evaluated + static_cast<std::int64_t>(in_call));
+        progress.set_total(total);
         auto losses = evaluator.evaluate(current, candidates);
         evaluated += static_cast<std::int64_t>(in_call);
         return losses;
       },
       [&](const SearchProgress& step) {
         // The start schedule is one evaluation more.
-        progress.set_total(step.evaluations + step.evaluations_left + 1);
+        total = step.evaluations + step.evaluations_left + 1;
+        progress.set_total(total);
         note = fmt::format("{} Full: loss {:.4f}", step.num_full, step.loss);
         progress.update(step.evaluations + 1, note);
       });

@@ -26,7 +26,7 @@ refused() {
 }
 
 # --- Every strategy leaves a pattern file; the exact ones measure what they must.
-for strategy in greedy lazy forward routed routed-lazy; do
+for strategy in greedy lazy forward routed routed-lazy similarity; do
   "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/$strategy.json" >"$work/$strategy.txt" 2>/dev/null
   [ ! -e "$work/$strategy.json.journal" ] || fail "$strategy left its journal"
 done
@@ -36,6 +36,7 @@ done
 grep -q "^agreement with .*routed.json (routed): the same sources at [01] of 1 budgets" "$work/descent.txt" || fail "no agreement"
 grep -q "^greedy: 15 evaluations" "$work/greedy.txt" || fail "greedy of 6 layers is 15 evaluations: $(cat "$work/greedy.txt")"
 grep -q "^routed: 35 evaluations" "$work/routed.txt" || fail "routed of 6 layers is 35 evaluations"
+grep -q "^similarity: 5 evaluations" "$work/similarity.txt" || fail "similarity of 6 layers is one evaluation a budget"
 python3 - "$work" <<'PYTHON'
 import json, sys
 read = lambda name: json.load(open(f"{sys.argv[1]}/{name}.json"))
@@ -46,10 +47,17 @@ assert all(set(b["pattern"]) <= set("FS") for b in greedy["budgets"])
 assert abs(greedy["start"]["loss"] - routed["start"]["loss"]) == 0
 assert [b["count"] for b in descent["budgets"]] == [3]
 assert descent["budgets"][0]["loss"] <= descent["start"]["loss"]
+# Similarity: a nearest pattern at every budget; one that leaves no choice is greedy's.
+similarity = read("similarity")
+assert similarity["strategy"] == "similarity", similarity["strategy"]
+assert [b["count"] for b in similarity["budgets"]] == [5, 4, 3, 2, 1]
+assert all(set(b["pattern"]) <= set("FS") for b in similarity["budgets"])
+assert similarity["budgets"][-1] == greedy["budgets"][-1]
+assert similarity["start"] == greedy["start"]
 # Common prefixes ran once, and a pattern's loss does not depend on its company.
 assert greedy["layer_runs"] < 16 * 6 and greedy["layer_run_share"] < 1
 by_pattern = {str(b["sources"]): b["loss"] for b in greedy["budgets"]}
-for other in ("lazy", "forward", "routed", "routed-lazy", "blocked"):
+for other in ("lazy", "forward", "routed", "routed-lazy", "blocked", "similarity"):
     for budget in read(other)["budgets"]:
         assert by_pattern.get(str(budget["sources"]), budget["loss"]) == budget["loss"], other
 PYTHON
@@ -58,19 +66,23 @@ PYTHON
 "$indexcache" search "$model" "${text[@]}" --threads 1 --out "$work/one.json" >/dev/null 2>&1
 "$indexcache" search "$model" "${text[@]}" --threads 4 --out "$work/four.json" >/dev/null 2>&1
 cmp "$work/one.json" "$work/four.json" || fail "the result depends on the threads"
+for threads in 1 4; do
+  "$indexcache" search "$model" "${text[@]}" --strategy similarity --threads $threads --out "$work/similarity$threads.json" >/dev/null 2>&1
+  cmp "$work/similarity.json" "$work/similarity$threads.json" || fail "similarity depends on the threads"
+done
 "$indexcache" search "$model" "${text[@]}" --carry 0 --out "$work/uncarried.json" >/dev/null 2>&1
 diff <(grep -v 'carried_bytes\|layer_run' "$work/one.json") <(grep -v 'carried_bytes\|layer_run' "$work/uncarried.json") ||
   fail "the result depends on carried states"
 
 # --- Killed at any moment and started again, it leaves the same file.
-started=$(date +%s%N)
-"$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/whole.json" >/dev/null 2>&1
-took_ms=$((($(date +%s%N) - started) / 1000000))
 RANDOM=5
-for round in 1 2; do
+for strategy in routed routed similarity; do
+  started=$(date +%s%N)
+  "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/whole.json" >/dev/null 2>&1
+  took_ms=$((($(date +%s%N) - started) / 1000000))
   kills=0
   while true; do
-    "$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/killed.json" >/dev/null 2>&1 &
+    "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>&1 &
     search=$!
     delay_ms=$((took_ms / 4 + RANDOM % took_ms))
     sleep "$((delay_ms / 1000)).$(printf '%03d' $((delay_ms % 1000)))"
@@ -81,7 +93,7 @@ for round in 1 2; do
       continue
     fi
     wait $search 2>/dev/null || true
-    "$indexcache" search "$model" "${text[@]}" --strategy routed --out "$work/killed.json" >/dev/null 2>&1
+    "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>&1
     break
   done
   cmp "$work/whole.json" "$work/killed.json" || fail "killed $kills times and resumed: another result"
@@ -101,6 +113,9 @@ refused "an earlier Full layer" "$indexcache" search "$model" "${text[@]}" --sta
 refused "expected greedy, lazy, forward" "$indexcache" search "$model" "${text[@]}" --strategy best "${out[@]}"
 refused "Full layers to keep" "$indexcache" search "$model" "${text[@]}" --keep 6 "${out[@]}"
 refused "a start pattern with Shared layers" "$indexcache" search "$model" "${text[@]}" --strategy descent "${out[@]}"
+refused "similarity: context: expected at least index_topk = 20 tokens, found 10" \
+  "$indexcache" search "$model" --text "$model/text.txt" --context 10 --sequences 2 --strategy similarity "${out[@]}"
+[ ! -e "$work/refused.json.journal" ] || fail "a refused search left a journal"
 refused "malformed JSON" "$indexcache" search "$model" "${text[@]}" --compare "$work/greedy.txt" "${out[@]}"
 refused "a budget of 5, 4, 3, 2, 1" "$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json" "${out[@]}"
 printf '{"journal": "indexcache search journal 1", "setup": {}}\n' >"$work/refused.json.journal"
