@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
 #include "support/temporary_folder.h"
@@ -82,17 +84,36 @@ TEST(Journal, SurvivesATearAtEveryByte) {
 TEST(Journal, RefusesAnotherSearchsJournal) {
   const testing::TemporaryFolder folder;
   const auto path = folder.path() / "journal";
-  { Journal journal(path, setup_with_seed(1)); }
+  { Journal(path, setup_with_seed(1)).append(0, 0, two_patterns(), {1, 2}); }
+  const std::string whole = read_file(path);
   EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(2)); }),
               HasSubstr("other settings (/calibration/seed: 1 there, 2 here)"));
   auto other = setup_with_seed(1);
   other.keep = 2;
   EXPECT_THAT(error_of([&] { Journal journal(path, other); }), HasSubstr("/keep: none there"));
+  EXPECT_EQ(read_file(path), whole);
+}
+
+TEST(Journal, WithoutAMeasurementLeavesNoFile) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder.path() / "journal";
+  { const Journal journal(path, setup_with_seed(1)); }
+  EXPECT_FALSE(std::filesystem::exists(path));
+  {
+    Journal journal(path, setup_with_seed(2));
+    journal.append(0, 0, two_patterns(), {1, std::numeric_limits<double>::quiet_NaN()});
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
+  { Journal(path, setup_with_seed(3)).append(0, 0, two_patterns(), {1, 2}); }
+  EXPECT_TRUE(std::filesystem::exists(path));
+  { const Journal journal(path, setup_with_seed(3)); }  // resumed, and refused before it measured
+  EXPECT_TRUE(Journal(path, setup_with_seed(3)).resumed());
 }
 
 TEST(Journal, RefusesOtherFilesAndLeavesThemAlone) {
   const testing::TemporaryFolder folder;
-  for (const char* contents : {"my notes\n", "{}\n", "[1,2]\n\n", "{\"journal\": 3}\n"}) {
+  for (const char* contents : {"my notes\n", "{}\n", "[1,2]\n\n", "{\"journal\": 3}\n", "my notes",
+                               "my notes\nmore", "{\"journal\":\"indexcache search journal 2\""}) {
     const auto path = folder.write("journal", contents);
     EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(1)); }),
                 HasSubstr("line 1: expected a line of a search journal"));

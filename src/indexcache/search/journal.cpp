@@ -65,19 +65,23 @@ Journal::Journal(std::filesystem::path path, const SearchSetup& setup) : path_(s
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
       throw input_error("{}: another search is writing it", path_.string());
     }
-    std::string text = read_file(path_);
-    // What follows the last newline was torn by a kill.
-    const auto whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-    text.resize(whole);
-    if (::ftruncate(descriptor_, static_cast<off_t>(whole)) != 0) {
+    const json here = to_json(setup);
+    header_ = json({{"journal", kFormat}, {"setup", here}}).dump() + "\n";
+    const std::string text = read_file(path_);
+    // What follows the last newline was torn by a kill; without one it is all of the file, and ours
+    // only if it begins as our header does.
+    const auto newline = text.rfind('\n');
+    if (newline != std::string::npos) {
+      read_lines(text.substr(0, newline + 1), here);
+    } else if (!header_.starts_with(text)) {
+      throw not_a_line(1);
+    }
+    // Only now is it known to be this search's. A header without measurements is written anew.
+    const auto kept = entries_.empty() ? 0 : newline + 1;
+    if (::ftruncate(descriptor_, static_cast<off_t>(kept)) != 0) {
       throw device_error("{}: write failed: {}", path_.string(), std::strerror(errno));
     }
-    const json here = to_json(setup);
-    if (text.empty()) {
-      write_line({{"journal", kFormat}, {"setup", here}});
-    } else {
-      read_lines(text, here);
-    }
+    empty_ = kept == 0;
   } catch (...) {
     ::close(descriptor_);
     throw;
@@ -85,7 +89,13 @@ Journal::Journal(std::filesystem::path path, const SearchSetup& setup) : path_(s
 }
 
 Journal::~Journal() {
-  if (descriptor_ >= 0) ::close(descriptor_);
+  if (empty_) ::unlink(path_.c_str());
+  ::close(descriptor_);
+}
+
+InputError Journal::not_a_line(std::size_t number) const {
+  return expectation_error(fmt::format("{} line {}", path_.string(), number),
+                           "a line of a search journal", "something else; delete it to begin anew");
 }
 
 void Journal::read_lines(const std::string& text, const json& setup) {
@@ -96,7 +106,6 @@ void Journal::read_lines(const std::string& text, const json& setup) {
                                   text.begin() + static_cast<std::ptrdiff_t>(end), nullptr,
                                   /*allow_exceptions=*/false);
     begin = end + 1;
-    const auto where = fmt::format("{} line {}", path_.string(), number + 1);
     try {
       if (number == 0) {
         if (line.at("journal") != kFormat) throw json::other_error::create(500, "", nullptr);
@@ -112,8 +121,7 @@ void Journal::read_lines(const std::string& text, const json& setup) {
                          line.at("losses").get<std::vector<double>>()};
       }
     } catch (const json::exception&) {
-      throw expectation_error(where, "a line of a search journal",
-                              "something else; delete it to begin anew");
+      throw not_a_line(number + 1);
     }
   }
 }
@@ -137,15 +145,16 @@ void Journal::append(std::int64_t call, int sequence, const std::vector<Pattern>
   for (const double loss : losses) {
     if (!std::isfinite(loss)) return;
   }
+  const json line = {{"call", call},
+                     {"sequence", sequence},
+                     {"patterns", digest_of(patterns)},
+                     {"losses", losses}};
   const std::scoped_lock lock(mutex_);
-  write_line({{"call", call},
-              {"sequence", sequence},
-              {"patterns", digest_of(patterns)},
-              {"losses", losses}});
+  write((empty_ ? header_ : "") + line.dump() + "\n");
 }
 
-void Journal::write_line(const json& line) {
-  const std::string text = line.dump() + "\n";
+void Journal::write(const std::string& text) {
+  empty_ = false;
   std::size_t written = 0;
   while (written < text.size()) {
     const ssize_t count = ::write(descriptor_, text.data() + written, text.size() - written);
@@ -159,6 +168,9 @@ void Journal::write_line(const json& line) {
   }
 }
 
-void Journal::remove() { std::filesystem::remove(path_); }
+void Journal::remove() {
+  std::filesystem::remove(path_);
+  empty_ = false;  // another search may have made its own by now
+}
 
 }  // namespace indexcache

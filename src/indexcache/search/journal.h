@@ -1,10 +1,11 @@
 // Journal: the losses a search has measured, appended as they come, so that a killed search resumes
-// where it was. It lies beside the pattern file and goes away when that is written.
+// where it was. It lies beside the pattern file and goes away when that is written, or when nothing
+// was measured: a refused search must not stand in the way of one with other settings.
 //
-// JSON lines. The first holds the search's setup; each other one the losses of one call's patterns
-// on one sequence. As search is deterministic, the n-th call of a resumed search asks for the same
-// patterns; a digest of them is kept and checked. Lines are synced to disk one by one; a torn last
-// line is dropped.
+// JSON lines. The first holds the search's setup, and is written with the first measurement; each
+// other one the losses of one call's patterns on one sequence. As search is deterministic, the n-th
+// call of a resumed search asks for the same patterns; a digest of them is kept and checked. Lines
+// are synced to disk one by one; a torn last line is dropped.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,11 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "indexcache/base/error.h"
 #include "indexcache/policy/pattern.h"
 #include "indexcache/search/pattern_file.h"
 
@@ -23,7 +26,8 @@ namespace indexcache {
 class Journal {
  public:
   // Opens or creates the file. Throws InputError if it belongs to another search (naming the
-  // setting that differs), is malformed, or is in use by a running search.
+  // setting that differs), is no journal, or is in use by a running search; the file is then left
+  // as it was.
   Journal(std::filesystem::path path, const SearchSetup& setup);
   ~Journal();
   Journal(const Journal&) = delete;
@@ -49,10 +53,13 @@ class Journal {
     std::vector<double> losses;
   };
   void read_lines(const std::string& text, const nlohmann::json& setup);
-  void write_line(const nlohmann::json& line);
+  InputError not_a_line(std::size_t number) const;
+  void write(const std::string& text);
 
   std::filesystem::path path_;
   int descriptor_ = -1;
+  std::string header_;
+  bool empty_ = true;  // the file holds nothing
   std::map<std::pair<std::int64_t, int>, Line> entries_;
   std::mutex mutex_;
 };
