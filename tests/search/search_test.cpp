@@ -316,22 +316,6 @@ TEST(Search, RemovesOnlyTheStartSchedulesFullLayers) {
   }
 }
 
-TEST(Search, ReportsProgressThatEndsWithNothingLeft) {
-  for (const auto strategy : {Strategy::kGreedy, Strategy::kLazy, Strategy::kForward,
-                              Strategy::kBlocked, Strategy::kRouted, Strategy::kRoutedLazy}) {
-    Recorder recorder{ToyLoss(9, 2, 5), {}, 0};
-    auto options = options_for(strategy, Pattern::full(9), 3);
-    options.num_blocks = 3;
-    std::vector<SearchProgress> steps;
-    const auto result = search_patterns(options, recorder.evaluate(),
-                                        [&](const SearchProgress& step) { steps.push_back(step); });
-    ASSERT_GE(steps.size(), 2u);
-    EXPECT_EQ(steps.front().evaluations, 0);
-    EXPECT_EQ(steps.back().evaluations, result.evaluations);
-    EXPECT_EQ(steps.back().evaluations_left, 0) << strategy_name(strategy);
-  }
-}
-
 std::string error_of(const SearchOptions& options, const Evaluate& evaluate) {
   try {
     search_patterns(options, evaluate);

@@ -19,12 +19,44 @@ std::int64_t removals_left(std::int64_t num_full, std::int64_t keep, MoveSources
   return evaluations;
 }
 
+// Evaluations of blocked removal from `current` down to keep, with `block` the next to be searched.
+std::int64_t blocked_left(const Pattern& current, int num_blocks, int block, int keep) {
+  std::vector<int> removable(num_blocks, -1);  // a block's first layer stays
+  for (const int layer : current.full_layers()) {
+    int of = 0;
+    while (layer >= first_layer_of_block(of + 1, num_blocks, current.num_layers())) ++of;
+    ++removable[of];
+  }
+  std::int64_t evaluations = 0;
+  for (int removals = current.num_full() - keep; removals > 0; ++block) {
+    int& moves = removable[block % num_blocks];
+    if (moves == 0) continue;
+    evaluations += moves--;
+    --removals;
+  }
+  return evaluations;
+}
+
+// Evaluations of one sweep of descent over the layers from `first` on: every source but its own.
+std::int64_t sweep_left(const Pattern& pattern, int first) {
+  std::int64_t evaluations = 0, sources = 0;
+  for (int layer = 0; layer < pattern.num_layers(); ++layer) {
+    if (pattern.is_full(layer)) {
+      ++sources;
+    } else if (layer >= first) {
+      evaluations += sources - 1;
+    }
+  }
+  return evaluations;
+}
+
 }  // namespace
 
 void search_exact(SearchRun& run, MoveSources sources) {
   const int keep = run.options().keep.value_or(1);
   const Pattern& start = run.options().start;
   Pattern current = sources == MoveSources::kNearest ? start.as_nearest() : start;
+  run.report(start, removals_left(current.num_full(), keep, sources));
   while (current.num_full() > keep) {
     const auto candidates = apply_moves(current, moves_of(current, sources));
     current = candidates[run.measure_best(current, candidates)];
@@ -40,6 +72,7 @@ void search_blocked(SearchRun& run) {
     return first_layer_of_block(block, num_blocks, num_layers);
   };
   Pattern current = run.options().start.as_nearest();
+  run.report(run.options().start, blocked_left(current, num_blocks, 0, keep));
   while (current.num_full() > keep) {
     for (int block = 0; block < num_blocks && current.num_full() > keep; ++block) {
       auto moves = moves_of(current, MoveSources::kNearest);
@@ -49,8 +82,7 @@ void search_blocked(SearchRun& run) {
       if (moves.empty()) continue;
       const auto candidates = apply_moves(current, moves);
       current = candidates[run.measure_best(current, candidates)];
-      run.commit(current,
-                 removals_left(current.num_full(), keep, MoveSources::kNearest) / num_blocks);
+      run.commit(current, blocked_left(current, num_blocks, block + 1, keep));
     }
   }
 }
@@ -64,6 +96,7 @@ void search_forward(SearchRun& run) {
     return removals_left(num_allowed - num_full + 1, num_allowed - keep + 1, MoveSources::kNearest);
   };
   Pattern current = Pattern::nearest({0}, num_layers);
+  run.report(run.options().start, 1 + left(1));
   run.measure(current, {current});
   run.commit(current, left(1));
   while (current.num_full() < keep) {
@@ -82,7 +115,9 @@ void search_forward(SearchRun& run) {
 void search_descent(SearchRun& run) {
   Pattern current = run.options().start;
   const std::vector<int> full = current.full_layers();
-  while (true) {
+  // A first sweep that gains nothing would be the last; most gain.
+  run.report(current, 2 * sweep_left(current, 0));
+  for (bool first_sweep = true;; first_sweep = false) {
     const double before = run.loss(current);
     for (int layer = 0; layer < current.num_layers(); ++layer) {
       if (current.is_full(layer)) continue;
@@ -91,6 +126,8 @@ void search_descent(SearchRun& run) {
         if (source < layer) candidates.push_back(current.with_source(layer, source));
       }
       current = candidates[run.measure_best(current, candidates)];
+      const bool another = first_sweep || before - run.loss(current) >= kDescentGain;
+      run.report(current, sweep_left(current, layer + 1) + (another ? sweep_left(current, 0) : 0));
     }
     if (before - run.loss(current) < kDescentGain) break;
   }

@@ -90,13 +90,15 @@ void take(std::vector<QueuedMove>& queue, const Move& taken) {
 void search_lazy(SearchRun& run) {
   const int keep = run.options().keep.value_or(1);
   Pattern current = run.options().start.as_nearest();
+  const auto left = [&](std::int64_t num_full) { return 2 * (num_full - keep); };
+  run.report(run.options().start, current.num_full() - 1 + left(current.num_full() - 1));
   run.measure(current, {current});
   auto queue = make_queue(current, MoveSources::kNearest);
   measure_queued(run, current, all_of(queue));
   while (true) {
     const Move move = settle_head(run, current, queue);
     current = current.with_shared(move.layer, move.source);
-    run.commit(current, 2 * (current.num_full() - keep));
+    run.commit(current, left(current.num_full()));
     if (current.num_full() == keep) return;
     for (QueuedMove& item : queue) {
       if (item.move.source == move.layer) item.move.source = move.source;
@@ -109,12 +111,14 @@ void search_routed_lazy(SearchRun& run) {
   const int keep = run.options().keep.value_or(1);
   Pattern current = run.options().start;
   const auto width = static_cast<int>(2 * std::sqrt(current.num_full()));
+  const auto left = [&](std::int64_t num_full) { return (num_full - keep) * (width + 1); };
   auto queue = make_queue(current, MoveSources::kAny);
+  run.report(current, static_cast<std::int64_t>(queue.size()) + left(current.num_full() - 1));
   measure_queued(run, current, all_of(queue));
   while (true) {
     const Move move = settle_head(run, current, queue);
     current = current.with_shared(move.layer, move.source);
-    run.commit(current, std::int64_t{current.num_full() - keep} * (width + 1));
+    run.commit(current, left(current.num_full()));
     if (current.num_full() == keep) return;
     take(queue, move);
     measure_queued(run, current, most_promising(queue, width));

@@ -156,7 +156,6 @@ SearchRun::SearchRun(const SearchOptions& options, const Evaluate& evaluate,
   measure(options.start, {options.start});
   result_.start = known_.at(options.start);
   result_.evaluations = 0;
-  if (on_step_) on_step_({0, 0, options.start.num_full(), result_.start.mean()});
 }
 
 void SearchRun::measure(const Pattern& current, const std::vector<Pattern>& candidates) {
@@ -188,11 +187,14 @@ std::size_t SearchRun::measure_best(const Pattern& current,
   return best;
 }
 
+void SearchRun::report(const Pattern& current, std::int64_t evaluations_left) {
+  if (!on_step_) return;
+  on_step_({result_.evaluations, evaluations_left, current.num_full(), loss(current)});
+}
+
 void SearchRun::commit(const Pattern& pattern, std::int64_t evaluations_left) {
   result_.budgets.push_back({pattern.num_full(), pattern, known_.at(pattern)});
-  if (on_step_) {
-    on_step_({result_.evaluations, evaluations_left, pattern.num_full(), loss(pattern)});
-  }
+  report(pattern, evaluations_left);
 }
 
 SearchResult SearchRun::take_result() {

@@ -87,7 +87,9 @@ struct SearchResult {
 
 struct SearchProgress {
   std::int64_t evaluations = 0;
-  std::int64_t evaluations_left = 0;  // estimated
+  // Exact for greedy, routed, forward and blocked. Estimated for lazy and routed-lazy, which measure
+  // again as losses demand, and for descent, of which each sweep that gains brings one more.
+  std::int64_t evaluations_left = 0;
   int num_full = 0;
   double loss = 0;
 };
@@ -95,8 +97,8 @@ struct SearchProgress {
 // Throws InputError for options that do not fit together; search_patterns begins with it.
 void check_search_options(const SearchOptions& options);
 
-// `on_step` (optional) is told after the start schedule's evaluation and after every committed
-// step. Throws InputError where a loss is not finite.
+// `on_step` (optional) is told after the start schedule's evaluation, after every committed step
+// and, by descent, after every layer. Throws InputError where a loss is not finite.
 SearchResult search_patterns(const SearchOptions& options, const Evaluate& evaluate,
                              const std::function<void(const SearchProgress&)>& on_step = {});
 

@@ -36,6 +36,9 @@ class SearchRun {
   // Measures the candidates and returns the index of the lowest loss, the first one on ties.
   std::size_t measure_best(const Pattern& current, const std::vector<Pattern>& candidates);
 
+  // Tells `on_step` where the search stands and how many evaluations it expects from here on. Every
+  // strategy does so before its first step; commit() does it too.
+  void report(const Pattern& current, std::int64_t evaluations_left);
   // Records `pattern`, already measured, as the result at its number of Full layers.
   void commit(const Pattern& pattern, std::int64_t evaluations_left);
   SearchResult take_result();
