@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "cli/options.h"
 #include "cli/verbs.h"
@@ -75,7 +75,7 @@ SimilarityMatrix similarity_of(const Model& model, const Pattern& start,
 
 // Searches with a bar that moves with every sequence, writes the pattern file, drops the journal.
 PatternFile run_search(const SearchArguments& arguments, const Model& model,
-                       std::vector<Sequence> sequences) {
+                       const std::vector<Sequence>& sequences) {
   SearchOptions options = search_options(arguments, model);
   const bool by_similarity = options.strategy == Strategy::kSimilarity;
   // Refused here, before there is a journal.
@@ -84,44 +84,43 @@ PatternFile run_search(const SearchArguments& arguments, const Model& model,
   }
   const SearchSetup setup = search_setup(arguments, options);
   Journal journal(Journal::path_for(arguments.out), setup);
-  if (journal.resumed()) {
-    fmt::print(stderr, "indexcache: resuming from {}\n", Journal::path_for(arguments.out).string());
-  }
 
-  // Not in the journal: a resumed search measures the same matrix again.
-  if (by_similarity) {
-    options.similarity = similarity_of(model, options.start, sequences, arguments.model.threads);
-  }
-
-  std::int64_t evaluated = 0, total = 1;
-  Progress progress("search", "evaluations", total);
+  std::optional<Progress> progress;
+  std::int64_t evaluated = 0;
   std::size_t in_call = 0;
   std::string note;
   const ModelLayerRunner runner(model);
   TrieEvaluator evaluator(
-      runner, std::move(sequences),
+      runner, sequences,
       {.num_threads = arguments.model.threads, .carried_bytes = setup.carried_bytes}, &journal,
       [&](int done, int all) {
         const auto part = static_cast<std::int64_t>(in_call) * done / all;
-        progress.update(evaluated + part, note);
+        progress->set_resumed(evaluator.replayed());
+        progress->update(evaluated + part, note);
       });
+  // Only now, so that a refusal is one line alone.
+  if (journal.resumed()) {
+    fmt::print(stderr, "indexcache: resuming from {}\n", Journal::path_for(arguments.out).string());
+  }
+  // Not in the journal: a resumed search measures the same matrix again.
+  if (by_similarity) {
+    options.similarity = similarity_of(model, options.start, sequences, arguments.model.threads);
+  }
+  progress.emplace("search", "evaluations", 1);
   const auto result = search_patterns(
       options,
       [&](const Pattern& current, const std::vector<Pattern>& candidates) {
         in_call = candidates.size();
-        // Until a step is committed, no more is known than what this call evaluates.
-        total = std::max(total, evaluated + static_cast<std::int64_t>(in_call));
-        progress.set_total(total);
         auto losses = evaluator.evaluate(current, candidates);
         evaluated += static_cast<std::int64_t>(in_call);
         return losses;
       },
       [&](const SearchProgress& step) {
         // The start schedule is one evaluation more.
-        total = step.evaluations + step.evaluations_left + 1;
-        progress.set_total(total);
+        progress->set_total(step.evaluations + step.evaluations_left + 1);
         note = fmt::format("{} Full: loss {:.4f}", step.num_full, step.loss);
-        progress.update(step.evaluations + 1, note);
+        progress->set_resumed(evaluator.replayed());
+        progress->update(step.evaluations + 1, note);
       });
   const PatternFile file = make_pattern_file(setup, result, evaluator.layer_runs());
   write_file_atomically(arguments.out, to_json(file).dump(2) + "\n");
@@ -162,9 +161,9 @@ void search(const SearchArguments& arguments) {
   if (!arguments.compare.empty()) other = load_pattern_file(arguments.compare);
 
   const Checkpoint checkpoint = arguments.model.open();
-  auto sequences = arguments.text.read(read_tokenizer(arguments.model.folder));
+  const auto sequences = arguments.text.read(read_tokenizer(arguments.model.folder));
   const Model model = arguments.model.load(checkpoint);
-  const PatternFile file = run_search(arguments, model, std::move(sequences));
+  const PatternFile file = run_search(arguments, model, sequences);
 
   if (arguments.json) {
     auto json = to_json(file);

@@ -47,6 +47,19 @@ TEST(Progress, SaysHowFarItCameWhenWorkStopsEarly) {
   EXPECT_THAT(text, StartsWith("train: 41/90 steps, took "));
 }
 
+TEST(Progress, LeavesARefusalToBeOneLineAlone) {
+  const auto text = logged([](std::FILE* stream) {
+    try {
+      Progress progress("search", "evaluations", 10, 0, stream);
+      progress.update(1);
+      throw 1;
+    } catch (int) {
+      Progress progress("after", "steps", 1, 0, stream);  // no exception of its own
+    }
+  });
+  EXPECT_THAT(text, StartsWith("after: 0/1 steps"));
+}
+
 TEST(Progress, WithoutAStreamIsSilent) {
   ::testing::internal::CaptureStderr();
   {
@@ -56,33 +69,56 @@ TEST(Progress, WithoutAStreamIsSilent) {
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
 }
 
-TEST(Progress, RedrawsOneLineWithRateAndTimeLeftOnATerminal) {
+// What `use(stream)` draws on a terminal.
+template <typename Use>
+void drawn(const Use& use, std::string* text) {
   const int controller = ::posix_openpt(O_RDWR | O_NOCTTY);
   ASSERT_GE(controller, 0);
   ASSERT_EQ(::grantpt(controller), 0);
   ASSERT_EQ(::unlockpt(controller), 0);
   std::FILE* terminal = std::fopen(::ptsname(controller), "w");
   ASSERT_NE(terminal, nullptr);
-  {
-    // Resumed at step 100 of 1000: only the 20 steps made here count into the rate.
-    Progress progress("search", "evaluations", 1000, 100, terminal);
-    std::this_thread::sleep_for(std::chrono::milliseconds(250));
-    progress.update(120);
-    progress.update(121);  // too soon to draw again
-  }
-  std::string text(4096, '\0');
-  const auto size = ::read(controller, text.data(), text.size());
+  use(terminal);
+  text->resize(4096);
+  const auto size = ::read(controller, text->data(), text->size());
   ASSERT_GT(size, 0);
-  text.resize(static_cast<std::size_t>(size));
+  text->resize(static_cast<std::size_t>(size));
   std::fclose(terminal);
   ::close(controller);
+}
 
+TEST(Progress, RedrawsOneLineWithRateAndTimeLeftOnATerminal) {
+  std::string text;
+  drawn(
+      [](std::FILE* terminal) {
+        // Resumed at step 100 of 1000: only the 20 steps made here count into the rate.
+        Progress progress("search", "evaluations", 1000, 100, terminal);
+        std::this_thread::sleep_for(std::chrono::milliseconds(250));
+        progress.update(120);
+        progress.update(121);  // too soon to draw again
+      },
+      &text);
   EXPECT_THAT(text, StartsWith("\r\033[Ksearch: 120/1000 evaluations, "));
   EXPECT_THAT(text, HasSubstr("s left\r\033[Ksearch: 121/1000 evaluations, took "));
   // At most 20 steps in the 0.25 s that passed at least.
   const double rate = std::stod(text.substr(text.find(", ") + 2));
   EXPECT_GT(rate, 0);
   EXPECT_LE(rate, 80.1);
+}
+
+TEST(Progress, CountsNoStepOfAnEarlierRunIntoTheRate) {
+  std::string text;
+  drawn(
+      [](std::FILE* terminal) {
+        Progress progress("search", "evaluations", 1000, 0, terminal);
+        progress.set_resumed(100);  // answered from a journal, it turns out
+        progress.update(100);
+        std::this_thread::sleep_for(std::chrono::milliseconds(250));
+        progress.update(120);
+      },
+      &text);
+  EXPECT_THAT(text, StartsWith("\r\033[Ksearch: 120/1000 evaluations, "));
+  EXPECT_LE(std::stod(text.substr(text.find(", ") + 2)), 80.1);
 }
 
 }  // namespace

@@ -225,6 +225,28 @@ TEST(TrieEvaluator, AResumedSearchLeavesTheSameFile) {
   }
 }
 
+TEST(TrieEvaluator, CountsWhatTheJournalAnswered) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder.path() / "journal";
+  const FakeRunner runner(kLayers);
+  const auto full = Pattern::full(kLayers);
+  const std::vector<Pattern> moves = {full.with_shared(3, 1), full.with_shared(4, 2)};
+  {
+    Journal journal(path, test_setup());
+    journal.append(0, 0, {full}, {1.5});
+    journal.append(0, 1, {full}, {2.5});
+    journal.append(1, 1, moves, {3.5, 4.5});
+  }
+  Journal journal(path, test_setup());
+  TrieEvaluator evaluator(runner, fake_sequences(2, 20), {.num_threads = 2}, &journal);
+  EXPECT_EQ(evaluator.evaluate(full, {full})[0].mean(), 2);
+  EXPECT_EQ(evaluator.replayed(), 1);
+  EXPECT_EQ(evaluator.evaluate(full, moves)[1].per_sequence[1], 4.5);
+  EXPECT_EQ(evaluator.replayed(), 2);  // half of two
+  evaluator.evaluate(full, moves);
+  EXPECT_EQ(evaluator.replayed(), 2);
+}
+
 TEST(TrieEvaluator, RefusesAContextLargerThanMemory) {
   class Vast : public FakeRunner {
    public:

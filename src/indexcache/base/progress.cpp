@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 namespace indexcache {
@@ -27,11 +28,13 @@ Progress::Progress(std::string what, std::string unit, int64_t total, int64_t do
       first_(done),
       stream_(stream),
       terminal_(stream != nullptr && ::isatty(::fileno(stream)) != 0),
+      exceptions_(std::uncaught_exceptions()),
       start_(std::chrono::steady_clock::now()),
       drawn_(start_) {}
 
 Progress::~Progress() {
-  if (stream_ != nullptr) draw(true);
+  const bool failed = std::uncaught_exceptions() > exceptions_;
+  if (stream_ != nullptr && (shown_ || !failed)) draw(true);
 }
 
 void Progress::update(int64_t done, const std::string& note) {
@@ -46,6 +49,7 @@ void Progress::update(int64_t done, const std::string& note) {
 }
 
 void Progress::draw(bool last) {
+  shown_ = true;
   const double elapsed =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const double rate = elapsed > 0 ? static_cast<double>(done_ - first_) / elapsed : 0.0;

@@ -16,6 +16,8 @@ class Progress {
   // silent.
   Progress(std::string what, std::string unit, int64_t total, int64_t done = 0,
            std::FILE* stream = stderr);
+  // The last line: how long it took. None where an exception ends work of which nothing was shown
+  // yet, so that a refusal is one line alone.
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -24,6 +26,8 @@ class Progress {
   // remark, such as the loss.
   void update(int64_t done, const std::string& note = "");
   void set_total(int64_t total) { total_ = total; }
+  // Where a resumed run starts, if that shows only on the way: `done` of the constructor.
+  void set_resumed(int64_t done) { first_ = done; }
 
  private:
   void draw(bool last);
@@ -32,6 +36,8 @@ class Progress {
   int64_t total_, done_, first_;
   std::FILE* stream_;
   bool terminal_;
+  bool shown_ = false;
+  int exceptions_;  // in flight where it was made
   std::chrono::steady_clock::time_point start_, drawn_;
 };
 

@@ -108,6 +108,7 @@ std::vector<Losses> TrieEvaluator::evaluate(const Pattern& current,
     }
   }
   int done = all - static_cast<int>(missing.size());
+  replayed_ += done * static_cast<std::int64_t>(patterns.size());
   std::mutex mutex;
   threads_.run(missing, [&](int sequence) {
     by_sequence[sequence] = walk(plan, patterns, sequence);

@@ -47,6 +47,8 @@ class TrieEvaluator {
 
   // Layer evaluations a sequence, as made by a search that was never killed.
   std::int64_t layer_runs() const { return layer_runs_; }
+  // Evaluations that the journal answered; sequences count as their share of one.
+  std::int64_t replayed() const { return replayed_ / static_cast<std::int64_t>(sequences_.size()); }
 
  private:
   struct State;
@@ -65,6 +67,7 @@ class TrieEvaluator {
   TriePlanner planner_;
   std::vector<Trunk> trunks_;  // by sequence
   std::int64_t calls_ = 0, layer_runs_ = 0;
+  std::int64_t replayed_ = 0;  // evaluations of single sequences
 };
 
 }  // namespace indexcache
