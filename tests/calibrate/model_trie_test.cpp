@@ -7,11 +7,8 @@
 #include <set>
 
 #include "indexcache/base/error.h"
-#include "indexcache/base/file.h"
-#include "indexcache/calibrate/identity.h"
 #include "indexcache/calibrate/overlap.h"
 #include "indexcache/calibrate/trie_evaluator.h"
-#include "support/temporary_folder.h"
 
 namespace indexcache {
 namespace {
@@ -160,25 +157,6 @@ TEST(Overlap, CoversTheFullLayersOfAMixedModel) {
   EXPECT_EQ(matrix.layers, model.baseline().full_layers());
   EXPECT_EQ(to_json(matrix)["overlap"].size(), matrix.layers.size());
   EXPECT_NE(to_svg(matrix).find("</svg>"), std::string::npos);
-}
-
-TEST(Identity, TellsModelsAndTextsApart) {
-  const testing::TemporaryFolder folder;
-  const auto write = [&](const std::string& weights) {
-    folder.write("config.json", "{}");
-    folder.write("a.safetensors", std::string("\x02\0\0\0\0\0\0\0{}", 10) + weights);
-    return model_sha256(folder.path());
-  };
-  const auto first = write("1234");
-  EXPECT_EQ(first.size(), 64u);
-  EXPECT_EQ(write("1234"), first);
-  EXPECT_NE(write("1235"), first);
-  folder.write("config.json", "{ }");
-  EXPECT_NE(model_sha256(folder.path()), first);
-  folder.write("short.safetensors", "\x09");
-  EXPECT_EQ(model_sha256(folder.path()).size(), 64u);
-  EXPECT_EQ(file_sha256(folder.write("abc", "abc")),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
 }  // namespace

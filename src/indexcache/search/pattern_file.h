@@ -17,7 +17,7 @@ namespace indexcache {
 // What a search ran on. Two searches with the same setup give the same result; a journal continues
 // only a search with its own setup.
 struct SearchSetup {
-  std::string model_sha256;  // of config.json and the headers of the weight files
+  std::string model_sha256;  // of config.json, tokenizer.json and the weight files
   int num_layers = 0;
   std::optional<double> latent_norm_eps;
 
