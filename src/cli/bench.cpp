@@ -27,7 +27,9 @@ struct BenchArguments {
 // The text's tokens, or ids drawn from the vocabulary.
 std::vector<std::int32_t> tokens_to_run(const BenchArguments& arguments, const Model& model) {
   if (!arguments.text.empty()) {
-    return tokenize(read_documents(arguments.text), read_tokenizer(arguments.model.folder)).tokens;
+    return tokenize(read_documents(arguments.text),
+                    read_tokenizer(arguments.model.folder, model.config()))
+        .tokens;
   }
   std::mt19937_64 random(1);
   std::vector<std::int32_t> tokens(65536);

@@ -61,8 +61,8 @@ EvalInputs make_inputs(const EvalArguments& arguments, const Tokenizer& tokenize
 void run(EvalArguments arguments) {
   if (!arguments.json.empty()) check_writable(arguments.json);
   if (arguments.task_contexts.empty()) arguments.task_contexts = {arguments.context};
-  const Tokenizer tokenizer = read_tokenizer(arguments.model.folder);
   const Checkpoint checkpoint = arguments.model.open();
+  const Tokenizer tokenizer = read_tokenizer(arguments.model.folder, checkpoint.config());
   const Model model = arguments.model.load(checkpoint);
 
   std::vector<std::string> names = {"baseline"};

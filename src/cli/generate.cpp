@@ -40,9 +40,9 @@ void write_now(const std::string& text) {
 }
 
 void run(GenerateArguments arguments) {
-  const Tokenizer tokenizer = read_tokenizer(arguments.model.folder);
-  const auto prompt = read_prompt(arguments, tokenizer);
   const Checkpoint checkpoint = arguments.model.open();
+  const Tokenizer tokenizer = read_tokenizer(arguments.model.folder, checkpoint.config());
+  const auto prompt = read_prompt(arguments, tokenizer);
   const Model model = arguments.model.load(checkpoint);
   const Pattern pattern = resolve_pattern(arguments.pattern, model);
   for (const auto id : model.config().eos_token_ids) {

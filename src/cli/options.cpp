@@ -55,7 +55,7 @@ void TextArguments::add_to(CLI::App& app) {
   app.add_option("--seed", sequences.seed, "draws the sequences")->capture_default_str();
   app.add_option("--tasks", sequences.retrieval_share,
                  "share of the sequences that is generated retrieval")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(between(0, 1))
       ->capture_default_str();
 }
 
@@ -87,8 +87,26 @@ Pattern resolve_pattern(const std::string& text, const Model& model) {
   return *pattern;
 }
 
-Tokenizer read_tokenizer(const std::filesystem::path& model_folder) {
-  return Tokenizer::from_file(model_folder / "tokenizer.json");
+Tokenizer read_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {
+  const auto path = folder / "tokenizer.json";
+  auto tokenizer = Tokenizer::from_file(path);
+  if (tokenizer.vocab_size() > config.vocab_size) {
+    throw expectation_error(path.string(),
+                            fmt::format("at most the model's {} tokens", config.vocab_size),
+                            fmt::format("{}", tokenizer.vocab_size()));
+  }
+  return tokenizer;
+}
+
+CLI::Validator between(double low, double high) {
+  const auto description = fmt::format("FLOAT in [{} - {}]", low, high);
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const bool within = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+        return within ? std::string() : fmt::format("{} is no {}", text, description);
+      },
+      description);
 }
 
 }  // namespace indexcache::cli

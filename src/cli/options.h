@@ -39,6 +39,11 @@ struct TextArguments {
 // FILE[:KEEP] (a pattern file).
 Pattern resolve_pattern(const std::string& text, const Model& model);
 
-Tokenizer read_tokenizer(const std::filesystem::path& model_folder);
+// tokenizer.json of a folder, for a model of `config`. Throws InputError if it has ids beyond the
+// model's vocabulary.
+Tokenizer read_tokenizer(const std::filesystem::path& folder, const ModelConfig& config);
+
+// Takes numbers from `low` to `high`; CLI::Range takes "nan" too.
+CLI::Validator between(double low, double high);
 
 }  // namespace indexcache::cli

@@ -24,7 +24,8 @@ void overlap(const OverlapArguments& arguments) {
   if (!arguments.json.empty()) check_writable(arguments.json);
   if (!arguments.picture.empty()) check_writable(arguments.picture);
   const Checkpoint checkpoint = arguments.model.open();
-  const auto sequences = arguments.text.read(read_tokenizer(arguments.model.folder));
+  const auto sequences =
+      arguments.text.read(read_tokenizer(arguments.model.folder, checkpoint.config()));
   const Model model = arguments.model.load(checkpoint);
   OverlapMatrix matrix;
   {

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -157,13 +158,17 @@ void print_agreement(const Agreement& agreement, const PatternFile& other,
 void search(const SearchArguments& arguments) {
   check_writable(arguments.out);
   parse_strategy(arguments.strategy);
-  std::optional<PatternFile> other;
-  if (!arguments.compare.empty()) other = load_pattern_file(arguments.compare);
-
   const Checkpoint checkpoint = arguments.model.open();
-  const auto sequences = arguments.text.read(read_tokenizer(arguments.model.folder));
+  const ModelConfig& config = checkpoint.config();
+  std::optional<PatternFile> other;
+  if (!arguments.compare.empty()) other = load_pattern_file(arguments.compare, config.num_layers);
+  const auto sequences = arguments.text.read(read_tokenizer(arguments.model.folder, config));
   const Model model = arguments.model.load(checkpoint);
   const PatternFile file = run_search(arguments, model, sequences);
+  if (other && other->setup.model_sha256 != file.setup.model_sha256) {
+    fmt::print(stderr, "indexcache: notice: {} was searched on other model files than {}\n",
+               arguments.compare.string(), arguments.model.folder.string());
+  }
 
   if (arguments.json) {
     auto json = to_json(file);
@@ -201,7 +206,7 @@ void add_search(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--carry", arguments->carried_gib,
                    "GiB for states carried from step to step: more memory, fewer layer runs")
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(between(0, 1e6))
       ->capture_default_str();
   verb->add_option("--compare", arguments->compare,
                    "print the agreement with another search's pattern file");

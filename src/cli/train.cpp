@@ -59,7 +59,7 @@ void run_train(const TrainArguments& arguments) {
                   .device = at::Device(arguments.device == "cuda" ? at::kCUDA : at::kCPU),
                   .start = arguments.resume ? RunStart::kResume : RunStart::kNew};
   if (arguments.minutes) scale_to_minutes(run.config, *arguments.minutes);
-  const auto tokenizer = read_tokenizer(arguments.tokenizer);
+  const auto tokenizer = read_tokenizer(arguments.tokenizer, run.config.model);
   const auto text = tokenize(read_documents(arguments.data), tokenizer);
   fmt::print(stderr, "indexcache: {} tokens of text\n", text.tokens.size());
   StageProgress progress(run.config);

@@ -57,6 +57,14 @@ expect_error "expected" trace "$model" --ids "$folder/ids.json" --out "$folder/n
 expect_error "pattern \"FSX\"" trace "$model" --ids "$folder/ids.json" --out "$folder/out.safetensors" --pattern FSX
 printf '[1, 2' >"$folder/cut.json"
 expect_error "$folder/cut.json" trace "$model" --ids "$folder/cut.json" --out "$folder/out.safetensors"
+# A tokenizer with more ids than the model has, through every verb that reads both.
+mkdir "$folder/mixed"
+cp "$model"/{config.json,model.safetensors} tests/golden/tokenizer/glm/tokenizer.json "$folder/mixed"
+for arguments in "search --out $folder/out.json" "overlap" "eval" "bench --contexts 64"; do
+  expect_error "tokenizer.json: expected at most the model's 64 tokens" $arguments --text docs/DESIGN.md "$folder/mixed"
+done
+expect_error "tokenizer.json: expected at most the model's 64 tokens" generate "$folder/mixed" --prompt "a text"
+
 [ ! -e "$folder/out.safetensors" ] || { echo "a failed trace left its output"; failures=$((failures + 1)); }
 
 [ "$failures" -eq 0 ]

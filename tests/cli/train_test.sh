@@ -93,5 +93,8 @@ refused bad.json "$indexcache" train "$work/bad.json" --data "$work/text.txt" --
 refused missing.txt "$indexcache" train "$work/run.json" --data "$work/missing.txt" --tokenizer "$tokenizer" --out "$work/x"
 printf 'good\n\xff\n' > "$work/bad.txt"
 refused UTF-8 "$indexcache" train "$work/run.json" --data "$work/bad.txt" --tokenizer "$tokenizer" --out "$work/x"
+sed 's/"vocab_size": [0-9]*/"vocab_size": 64/' "$work/run.json" > "$work/bad.json"
+refused "tokenizer.json: expected at most the model's 64 tokens" "$indexcache" train "$work/bad.json" --data "$work/text.txt" \
+  --tokenizer "$tokenizer" --out "$work/x"
 [ ! -e "$work/x/model" ] || fail "a refused run left a model"
 echo "train: $kills kills, the same bits"

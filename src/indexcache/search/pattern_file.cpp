@@ -291,18 +291,18 @@ PatternFile parse_pattern_file(std::string_view text, const std::string& where) 
   return file;
 }
 
-PatternFile load_pattern_file(const std::filesystem::path& path) {
-  return parse_pattern_file(read_file(path), path.string());
-}
-
-Pattern read_pattern_file(const std::filesystem::path& path, std::optional<std::string_view> keep,
-                          int num_layers) {
-  const PatternFile file = load_pattern_file(path);
+PatternFile load_pattern_file(const std::filesystem::path& path, int num_layers) {
+  PatternFile file = parse_pattern_file(read_file(path), path.string());
   if (file.setup.num_layers != num_layers) {
     throw expectation_error(path.string(), fmt::format("a pattern for {} layers", num_layers),
                             fmt::format("{}", file.setup.num_layers));
   }
-  return file.at(keep, path.string());
+  return file;
+}
+
+Pattern read_pattern_file(const std::filesystem::path& path, std::optional<std::string_view> keep,
+                          int num_layers) {
+  return load_pattern_file(path, num_layers).at(keep, path.string());
 }
 
 Agreement compare_budgets(const PatternFile& a, const PatternFile& b) {

@@ -73,7 +73,8 @@ nlohmann::ordered_json to_json(const PatternFile& file);
 
 // Throws InputError naming the file, the entry, what was expected and what was found.
 PatternFile parse_pattern_file(std::string_view text, const std::string& where);
-PatternFile load_pattern_file(const std::filesystem::path& path);
+// For a model of num_layers layers; one for another number is refused too.
+PatternFile load_pattern_file(const std::filesystem::path& path, int num_layers);
 
 // The pattern that FILE[:KEEP] names for a model of num_layers layers.
 Pattern read_pattern_file(const std::filesystem::path& path, std::optional<std::string_view> keep,
