@@ -62,6 +62,14 @@ TEST(SearchProgress, KnowsFromTheStartHowManyEvaluationsExactStrategiesTake) {
   }
 }
 
+TEST(SearchProgress, KnowsThatSimilarityTakesOneEvaluationABudget) {
+  auto options = options_of(Strategy::kSimilarity, Pattern::full(12), 3);
+  for (int layer = 0; layer < 12; ++layer) options.similarity.emplace_back(layer, 0.5);
+  const auto found = expectation_of(options);
+  EXPECT_EQ(found.evaluations, 9);
+  EXPECT_THAT(found.expected, ::testing::Each(found.evaluations));
+}
+
 TEST(SearchProgress, EstimatesTheEvaluationsOfTheOtherStrategies) {
   for (const auto strategy : {Strategy::kLazy, Strategy::kRoutedLazy}) {
     for (const int keep : {1, 4}) {

@@ -87,8 +87,9 @@ struct SearchResult {
 
 struct SearchProgress {
   std::int64_t evaluations = 0;
-  // Exact for greedy, routed, forward and blocked. Estimated for lazy and routed-lazy, which measure
-  // again as losses demand, and for descent, of which each sweep that gains brings one more.
+  // Exact for greedy, routed, forward, blocked and similarity. Estimated for lazy and routed-lazy,
+  // which measure again as losses demand, and for descent, of which each sweep that gains brings
+  // one more.
   std::int64_t evaluations_left = 0;
   int num_full = 0;
   double loss = 0;

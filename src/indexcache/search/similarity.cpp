@@ -90,6 +90,7 @@ void search_similarity(SearchRun& run) {
   for (int keep = start.num_full() - 1; keep >= run.options().keep.value_or(1); --keep) {
     patterns.push_back(most_similar_pattern(similarity, start.full_layers(), keep));
   }
+  run.report(start, static_cast<std::int64_t>(patterns.size()));
   run.measure(start, patterns);
   for (const Pattern& pattern : patterns) run.commit(pattern, 0);
 }
