@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-# refused WORDS COMMAND...: fails with one line on stderr that holds WORDS, and leaves no file.
+# refused WORDS COMMAND...: fails with one line on stderr that holds WORDS, and leaves no file, nor a journal.
 refused() {
   local words=$1
   shift
@@ -23,6 +23,7 @@ refused() {
   grep -qF -- "$words" "$work/stderr" || fail "$* said: $(cat "$work/stderr")"
   [ "$(wc -l <"$work/stderr")" -eq 1 ] || fail "$* said more than a line: $(cat "$work/stderr")"
   [ ! -e "$work/refused.json" ] || fail "$* left a file"
+  [ -z "$(find "$work" -maxdepth 1 -name '*.journal')" ] || fail "$* left a journal"
 }
 
 # --- Every strategy leaves a pattern file; the exact ones measure what they must.
@@ -32,7 +33,8 @@ for strategy in greedy lazy forward routed routed-lazy similarity; do
 done
 "$indexcache" search "$model" "${text[@]}" --strategy blocked --blocks 2 --out "$work/blocked.json" >/dev/null 2>&1
 "$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json:1/2" --out "$work/descent.json" \
-  --compare "$work/routed.json" >"$work/descent.txt" 2>/dev/null
+  --compare "$work/routed.json" >"$work/descent.txt" 2>"$work/descent.log"
+! grep -q notice "$work/descent.log" || fail "a notice on the same model: $(cat "$work/descent.log")"
 grep -q "^agreement with .*routed.json (routed): the same sources at [01] of 1 budgets" "$work/descent.txt" || fail "no agreement"
 grep -q "^greedy: 15 evaluations" "$work/greedy.txt" || fail "greedy of 6 layers is 15 evaluations: $(cat "$work/greedy.txt")"
 grep -q "^routed: 35 evaluations" "$work/routed.txt" || fail "routed of 6 layers is 35 evaluations"
@@ -75,31 +77,37 @@ diff <(grep -v 'carried_bytes\|layer_run' "$work/one.json") <(grep -v 'carried_b
   fail "the result depends on carried states"
 
 # --- Killed at any moment and started again, it leaves the same file.
+journal=$work/killed.json.journal
+journal_size() { stat -c %s "$journal" 2>/dev/null || echo 0; }
+search_killed() { exec "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>>"$work/killed.log"; }
 RANDOM=5
 for strategy in routed routed similarity; do
   started=$(date +%s%N)
   "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/whole.json" >/dev/null 2>&1
   took_ms=$((($(date +%s%N) - started) / 1000000))
   kills=0
-  while true; do
-    "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>&1 &
+  for attempt in 1 2 3 4 5; do
+    before=$(journal_size)
+    # A subshell that becomes the command: the kill hits it, not a shell that waits for it.
+    (search_killed) &
     search=$!
-    delay_ms=$((took_ms / 4 + RANDOM % took_ms))
-    sleep "$((delay_ms / 1000)).$(printf '%03d' $((delay_ms % 1000)))"
-    if kill -9 $search 2>/dev/null && [ $kills -lt 5 ]; then
-      kills=$((kills + 1))
-      wait $search 2>/dev/null || true
-      [ ! -e "$work/killed.json" ] || cmp "$work/whole.json" "$work/killed.json" || fail "half a result file"
-      continue
+    # After a new measurement, so that every attempt goes on; and now and then before one.
+    if [ $((attempt % 3)) -ne 0 ]; then
+      while kill -0 $search 2>/dev/null && [ "$(journal_size)" -eq "$before" ]; do sleep 0.01; done
     fi
+    delay_ms=$((RANDOM % (took_ms / 16 + 1)))
+    sleep "$((delay_ms / 1000)).$(printf '%03d' $((delay_ms % 1000)))"
+    kill -9 $search 2>/dev/null && kills=$((kills + 1))
     wait $search 2>/dev/null || true
-    "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>&1
-    break
+    [ ! -e "$work/killed.json" ] || break
   done
+  [ -e "$work/killed.json" ] || (search_killed) || fail "not resumed: $(tail -n 1 "$work/killed.log")"
   cmp "$work/whole.json" "$work/killed.json" || fail "killed $kills times and resumed: another result"
-  [ ! -e "$work/killed.json.journal" ] || fail "a resumed search left its journal"
+  [ ! -e "$journal" ] || fail "a resumed search left its journal"
   rm "$work/killed.json"
 done
+resumes=$(grep -c "resuming from" "$work/killed.log") || true
+[ "$resumes" -ge 4 ] || fail "only $resumes killed searches were resumed: too short for this test"
 
 # --- Bad inputs: one clear line each, nothing left behind.
 out=(--out "$work/refused.json")
@@ -115,12 +123,47 @@ refused "Full layers to keep" "$indexcache" search "$model" "${text[@]}" --keep 
 refused "a start pattern with Shared layers" "$indexcache" search "$model" "${text[@]}" --strategy descent "${out[@]}"
 refused "similarity: context: expected at least index_topk = 20 tokens, found 10" \
   "$indexcache" search "$model" --text "$model/text.txt" --context 10 --sequences 2 --strategy similarity "${out[@]}"
-[ ! -e "$work/refused.json.journal" ] || fail "a refused search left a journal"
 refused "malformed JSON" "$indexcache" search "$model" "${text[@]}" --compare "$work/greedy.txt" "${out[@]}"
 refused "a budget of 5, 4, 3, 2, 1" "$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json" "${out[@]}"
-printf '{"journal": "indexcache search journal 1", "setup": {}}\n' >"$work/refused.json.journal"
-refused "other settings" "$indexcache" search "$model" "${text[@]}" "${out[@]}"
-rm "$work/refused.json.journal"
+mkdir "$work/foreign"
+for contents in '{"journal": "indexcache search journal 1", "setup": {}}\n' 'notes\nmore'; do
+  printf "$contents" >"$work/foreign/pattern.json.journal"
+  refused "delete it to begin anew" "$indexcache" search "$model" "${text[@]}" --out "$work/foreign/pattern.json"
+  cmp <(printf "$contents") "$work/foreign/pattern.json.journal" || fail "changed a foreign journal"
+done
+for option in --carry --tasks; do
+  status=0
+  "$indexcache" search "$model" "${text[@]}" "${out[@]}" $option nan >/dev/null 2>"$work/stderr" || status=$?
+  [ $status -eq 2 ] && grep -q -e "$option" "$work/stderr" || fail "$option nan: $status, $(cat "$work/stderr")"
+done
+
+# Refused on the way: more than memory (whatever the context), and a start loss that is no number.
+python3 - "$model" "$work/vast" "$work/broken" <<'PYTHON'
+import json, os, pathlib, shutil, struct, sys
+model, vast, broken = map(pathlib.Path, sys.argv[1:])
+shutil.copytree(model, vast)
+config = json.loads((vast / "config.json").read_text())
+(vast / "config.json").write_text(json.dumps(config | {"index_topk": 2**31 - 1}))
+shutil.copytree(model, broken)
+data = bytearray((broken / "model.safetensors").read_bytes())
+size = struct.unpack("<Q", data[:8])[0]
+entry = json.loads(data[8:8 + size])["model.norm.weight"]
+begin, end = (8 + size + offset for offset in entry["data_offsets"])
+data[begin:end] = b"\xff" * (end - begin)
+(broken / "model.safetensors").write_bytes(data)
+PYTHON
+refused "context of 96 tokens: " "$indexcache" search "$work/vast" "${text[@]}" "${out[@]}"
+refused "context of 48 tokens: " "$indexcache" search "$work/vast" --text "$model/text.txt" --context 48 --sequences 5 "${out[@]}"
+refused "a finite number" "$indexcache" search "$work/broken" "${text[@]}" "${out[@]}"
+
+# A pattern file of another model: not to be compared if it has other layers, else with a notice.
+python3 tests/support/make_text_model.py "$work/small" 4
+refused "a pattern for 4 layers, found 6" "$indexcache" search "$work/small" "${text[@]}" --compare "$work/greedy.json" "${out[@]}"
+"$indexcache" search "$work/small" "${text[@]}" --keep 3 --out "$work/small.json" >/dev/null 2>&1
+sed '0,/"sha256": "./s//"sha256": "x/' "$work/small.json" >"$work/other.json"
+"$indexcache" search "$work/small" "${text[@]}" --keep 3 --out "$work/small.json" --compare "$work/other.json" >"$work/stdout" 2>"$work/stderr"
+grep -q "^indexcache: notice: .*other.json was searched on other model files" "$work/stderr" || fail "no notice: $(cat "$work/stderr")"
+grep -q "the same sources at 1 of 1 budgets" "$work/stdout" || fail "no agreement with another model's file"
 
 # --- Overlap.
 "$indexcache" overlap "$model" "${text[@]}" --json "$work/overlap.json" --picture "$work/overlap.svg" >"$work/overlap.txt" 2>/dev/null
