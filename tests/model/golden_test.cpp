@@ -6,10 +6,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
+#include "indexcache/base/error.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "model/margins.h"
+#include "support/thrown.h"
 
 namespace indexcache::testing {
 
@@ -111,6 +114,18 @@ TEST(Goldens, ThreadsDoNotMatter) {
   EXPECT_LE(largest_difference(outcome.logits, expected.logits), kLogitTolerance);
   for (const auto& [layer, set] : expected.index_sets) {
     EXPECT_TRUE(set.equal(outcome.index_sets.at(layer))) << "layer " << layer;
+  }
+}
+
+TEST(Goldens, ALatentNormEpsilonThatIsNoSmallNumberIsRefused) {
+  const auto checkpoint = Checkpoint::open(golden_folder() / "glm_full");
+  for (const double eps : {0.0, -1e-6, std::numeric_limits<double>::quiet_NaN(),
+                           std::numeric_limits<double>::infinity()}) {
+    const auto message =
+        thrown<InputError>([&] { Model::load(checkpoint, {.latent_norm_eps = eps}); });
+    EXPECT_NE(message.find("latent norm epsilon: expected a finite number above 0, found"),
+              std::string::npos)
+        << message;
   }
 }
 
