@@ -1,14 +1,14 @@
 # The commands of this repository; each sets up what it needs. README.md says what they do.
 #   make demo    set up, build, search a pattern for the bundled model and show what it costs and gains
 #   make test    set up, build, run the tests
-#   make check   sanitizers, fuzz targets, formatting, include arrows, documents, the CUDA build where nvcc is
+#   make check   sanitizers, fuzz targets, formatting, include arrows, documents, the kernels for Arm, the CUDA build where nvcc is
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 10
 NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 FORMATTED = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
 .PHONY: setup setup-check build test demo check format clean
-.PHONY: check-format check-rules check-asan check-fuzz check-cuda
+.PHONY: check-format check-rules check-arm check-asan check-fuzz check-cuda
 # Each build uses all cores by itself.
 .NOTPARALLEL:
 
@@ -22,7 +22,7 @@ test: build/cpu/build.ninja
 demo: build
 	tools/demo.sh build/cpu/indexcache
 
-check: check-format check-rules check-fuzz check-asan check-cuda
+check: check-format check-rules check-arm check-fuzz check-asan check-cuda
 	@echo "make check: all passed"
 
 check-format: setup-check
@@ -33,6 +33,10 @@ check-rules: setup
 	.venv/bin/python tools/check_arrows.py
 	.venv/bin/python tools/check_docs.py --self-test
 	.venv/bin/python tools/check_docs.py
+
+# The kernels compile to NEON code. Nothing here runs it.
+check-arm: setup-check
+	tools/check_arm.sh $(JOBS)
 
 # Tests under the address and undefined-behaviour sanitizers.
 check-asan: build/asan/build.ninja

@@ -3,10 +3,12 @@
 
 The table is the indexcache_room(...) calls of src/indexcache/CMakeLists.txt:
   - a room includes headers only of itself and of the rooms it DEPENDS on; the table has no cycle;
-  - Torch headers only in rooms declared TORCH, which Torch-free rooms do not depend on; never in kernels/ nor in an op's
-    *_params.h, *_ref.cpp, *_cpu.cpp and *_cuda.cu; autograd's headers only in train/; <torch/torch.h> and <ATen/ATen.h> nowhere;
+  - the table of rooms in docs/DESIGN.md has a row for each, and says of the same ones that they see no Torch;
+  - Torch headers only in rooms declared TORCH, which Torch-free rooms do not depend on; never in kernels/, fuzz/ nor in an op's
+    *_params.h, *_kernels.h, *_ref.cpp, *_cpu.cpp, *_highway.cpp, *_avx512_bf16.cpp and *_cuda.cu; autograd's headers only in
+    train/ (of the library); <torch/torch.h> and <ATen/ATen.h> nowhere, src/cli, tests, bench and fuzz included;
   - one op never includes another;
-  - the library never prints, exits or reads the environment.
+  - the library never prints to stdout, exits or reads the environment.
 
 usage: check_arrows.py [ROOT] | --self-test
 """
@@ -22,8 +24,14 @@ SOURCES = {".h", ".cpp", ".cu", ".cuh"}
 TORCH = ("torch/", "ATen/", "c10/")
 TORCH_WHOLE = ("torch/torch.h", "torch/all.h", "ATen/ATen.h")
 AUTOGRAD = ("torch/csrc/autograd", "torch/csrc/api", "torch/nn", "torch/optim", "torch/autograd.h")
-TORCH_FREE_FILES = re.compile(r"(_params\.h|_ref\.cpp|_cpu\.cpp|_cuda\.cu)$")
-FORBIDDEN_CALLS = re.compile(r"\bstd::c(?:out|err)\b|\bgetenv\s*\(|(?<!_)\bexit\s*\(|(?<![:\w])printf\s*\(|\bputs\s*\(")
+TORCH_FREE_FILES = re.compile(r"(_params\.h|_kernels\.h|_ref\.cpp|_cpu\.cpp|_highway\.cpp|_avx512_bf16\.cpp|_cuda\.cu)$")
+# fmt::print with a literal first prints to stdout; with a stream first it says where (INDEXCACHE_ASSERT, Progress: stderr).
+FORBIDDEN_CALLS = re.compile(
+    r"\bstd::(?:cout|cerr|clog)\b|\bstdout\b|\b(?:secure_)?getenv\s*\(|(?<!_)\bexit\s*\(|\bv?f?printf\s*\(|\bf?puts\s*\(|"
+    r"\bputchar\s*\(|\bprint(?:ln)?\s*\(\s*(?:R?\"|FMT_STRING)"
+)
+OUTSIDE = ("src/cli", "tests", "bench", "fuzz")  # what is no room, and may print
+DESIGN_ROW = re.compile(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)
 
 
 class Room:
@@ -66,6 +74,45 @@ def check_table(rooms):
     return problems
 
 
+def check_design(root, rooms):
+    """The table of docs/DESIGN.md against the rooms."""
+    rows = dict(DESIGN_ROW.findall((root / "docs/DESIGN.md").read_text()))
+    problems = []
+    for name in rooms.keys() | rows.keys():
+        where = f"docs/DESIGN.md: room {name}"
+        if name not in rows:
+            problems.append(f"{where}: expected a row in the table of rooms, found none")
+        elif name not in rooms:
+            problems.append(f"{where}: a row for a room that src/indexcache/CMakeLists.txt does not declare")
+        elif (rows[name] != "no") != rooms[name].torch:
+            problems.append(f"{where}: the table says Torch: {rows[name]}; the declaration says {'TORCH' if rooms[name].torch else 'no'}")
+    return sorted(problems)
+
+
+def includes(text):
+    """(line number, the match) of every #include."""
+    return [(number, match) for number, line in enumerate(text.splitlines(), 1) if (match := INCLUDE.match(line))]
+
+
+def check_outside(root, path):
+    """Problems of one file of the command, the tests, the benches or the fuzz targets, as lines."""
+    relative = path.relative_to(root)
+    problems = []
+    for number, match in includes(path.read_text()):
+        header = match[2]
+        if header in TORCH_WHOLE:
+            problems.append(f"{relative}:{number}: <{header}> is all of Torch; include the headers of what is used")
+        elif header.startswith(TORCH) and relative.parts[0] == "fuzz":
+            problems.append(f"{relative}:{number}: Torch header <{header}> in a fuzz target, which is built without Torch")
+    return problems
+
+
+def check_calls(relative, text):
+    code = "\n".join("" if INCLUDE.match(line) else line.split("//")[0] for line in text.splitlines())
+    lines = {code.count("\n", 0, match.start()) + 1 for match in FORBIDDEN_CALLS.finditer(code)}
+    return [f"{relative}:{line}: the library does not print, exit or read the environment" for line in sorted(lines)]
+
+
 def check_file(root, path, rooms):
     """Problems of one file under src/indexcache, as lines."""
     relative = path.relative_to(root)
@@ -74,14 +121,10 @@ def check_file(root, path, rooms):
     if room is None:
         return [f"{relative}: folder {inside[0]} is no room of src/indexcache/CMakeLists.txt"]
     torch_free_file = room.name == "kernels" or TORCH_FREE_FILES.search(path.name)
-    problems = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    text = path.read_text()
+    problems = check_calls(relative, text)
+    for number, match in includes(text):
         where = f"{relative}:{number}"
-        match = INCLUDE.match(line)
-        if not match:
-            if FORBIDDEN_CALLS.search(line.split("//")[0]):
-                problems.append(f"{where}: the library does not print, exit or read the environment")
-            continue
         header = match[2]
         if header.startswith(TORCH):
             if not room.torch:
@@ -109,11 +152,14 @@ def check_file(root, path, rooms):
 
 def check(root):
     rooms = read_table(root)
-    problems = check_table(rooms)
-    files = sorted(p for p in (root / "src/indexcache").rglob("*") if p.suffix in SOURCES)
-    for path in files:
+    problems = check_table(rooms) + check_design(root, rooms)
+    inside = sorted(p for p in (root / "src/indexcache").rglob("*") if p.suffix in SOURCES)
+    for path in inside:
         problems += check_file(root, path, rooms)
-    return problems, len(files), len(rooms)
+    outside = sorted(p for folder in OUTSIDE for p in (root / folder).rglob("*") if p.suffix in SOURCES)
+    for path in outside:
+        problems += check_outside(root, path)
+    return problems, len(inside) + len(outside), len(rooms)
 
 
 SELF_TEST_TABLE = """# a comment with indexcache_room(nothing)
@@ -125,6 +171,15 @@ indexcache_room(train TORCH DEPENDS ops
                 base)
 """
 
+SELF_TEST_DESIGN = """| room | what it holds | Torch |
+|---|---|---|
+| `base/` | errors | no |
+| `ops/` | one folder an op: `a`, `b` | tensor-facing file only |
+| `search/` | strategies | yes |
+| `train/` | training | no |
+| `attic/` | what was left | no |
+"""
+
 # (file, its text, what the problem must say; None: no problem)
 SELF_TEST_FILES = [
     ("base/a.h", "#include <string>\n", None),
@@ -133,7 +188,16 @@ SELF_TEST_FILES = [
     ("base/d.cpp", '#include "indexcache/base/none.h"\n', "does not exist"),
     ("base/e.cpp", 'void f() { printf("x"); }\n', "does not print"),
     ("base/f.cpp", 'const char* f() { return getenv("X"); }  // why\n', "does not print"),
-    ("base/g.cpp", "// printf() is not called here\nvoid f() { fmt::print(stream, 1); _exit(1); }\n", None),
+    ("base/g.cpp", "// printf() is not called here\nvoid f() { fmt::print(stream, 1); _exit(1); std::snprintf(b, 1, x); }\n", None),
+    ("base/j.cpp", 'void f() { std::printf("x"); }\n', "does not print"),
+    ("base/k.cpp", "void f() { fprintf(file, x); }\n", "does not print"),
+    ("base/l.cpp", "void f() { std::puts(x); }\n", "does not print"),
+    ("base/m.cpp", 'void f() { fmt::print("x"); }\n', "does not print"),
+    ("base/n.cpp", 'void f() {\n  fmt::print(\n      "{}", 1);\n}\n', "n.cpp:2: the library does not print"),
+    ("base/o.cpp", 'const char* f() { return secure_getenv("X"); }\n', "does not print"),
+    ("base/p.cpp", "void f() { std::fwrite(x, 1, 1, stdout); }\n", "does not print"),
+    ("base/q.cpp", "void f() { std::exit(1); }\n", "does not print"),
+    ("base/r.cpp", 'void f() { fmt::print(stderr, "x"); fmt::format("x"); }\n', None),
     ("base/h.cpp", '#include "a.h"\n', "expected a path from src/"),
     ("base/i.cpp", '#include "cli/options.h"\n', "command line's"),
     ("search/s.h", '#include "indexcache/base/a.h"\n', None),
@@ -141,11 +205,19 @@ SELF_TEST_FILES = [
     ("ops/one/one.h", "#include <ATen/core/Tensor.h>\n", None),
     ("ops/one/one_params.h", "#include <ATen/core/Tensor.h>\n", "must be Torch-free"),
     ("ops/one/one_cuda.cu", "#  include <torch/types.h>\n", "must be Torch-free"),
+    ("ops/one/one_highway.cpp", "#include <c10/util/Half.h>\n", "must be Torch-free"),
+    ("ops/one/one_avx512_bf16.cpp", "#include <c10/util/Half.h>\n", "must be Torch-free"),
+    ("ops/one/one_kernels.h", "#include <c10/util/Half.h>\n", "must be Torch-free"),
     ("ops/two/two.cpp", '#include "indexcache/ops/one/one.h"\n', "op two includes op one"),
     ("ops/two/three.cpp", "#include <torch/torch.h>\n", "all of Torch"),
     ("ops/two/four.cpp", "#include <torch/csrc/autograd/variable.h>\n", "outside train/"),
     ("train/t.cpp", "#include <torch/csrc/autograd/variable.h>\n#include <indexcache/ops/one/one.h>\n", None),
     ("unknown/u.h", "\n", "is no room"),
+    ("../cli/verb.cpp", '#include <torch/torch.h>\nvoid f() { fmt::print("x"); }\n', "all of Torch"),
+    ("../cli/other.cpp", "#include <ATen/ops/cat.h>\n", None),
+    ("../../tests/ops/one_test.cpp", "#include <ATen/ATen.h>\n", "all of Torch"),
+    ("../../bench/ops/one_bench.cpp", "#include <torch/all.h>\n", "all of Torch"),
+    ("../../fuzz/one_fuzz.cpp", "#include <ATen/core/Tensor.h>\n", "built without Torch"),
 ]
 
 
@@ -158,11 +230,25 @@ def self_test():
             (house / name).parent.mkdir(parents=True, exist_ok=True)
             (house / name).write_text(text)
         (house / "CMakeLists.txt").write_text(SELF_TEST_TABLE)
+        (root / "docs").mkdir()
+        (root / "docs/DESIGN.md").write_text(SELF_TEST_DESIGN)
         problems, _, _ = check(root)
         for name, _, expected in SELF_TEST_FILES:
-            found = [p for p in problems if f"src/indexcache/{name}:" in p]
+            place = (house / name).resolve().relative_to(root.resolve())
+            found = [p for p in problems if p.startswith(f"{place}:")]
             if expected is None and found or expected is not None and (len(found) != 1 or expected not in found[0]):
                 failures.append(f"{name}: expected {expected}, found {found}")
+    for name, expected in [
+        ("base", None),
+        ("kernels", "expected a row"),
+        ("ops", None),
+        ("search", "the table says Torch: yes; the declaration says no"),
+        ("train", "the table says Torch: no; the declaration says TORCH"),
+        ("attic", "a row for a room"),
+    ]:
+        found = [p for p in problems if p.startswith(f"docs/DESIGN.md: room {name}:")]
+        if expected is None and found or expected is not None and (len(found) != 1 or expected not in found[0]):
+            failures.append(f"docs/DESIGN.md, room {name}: expected {expected}, found {found}")
     for table, expected in [
         ("", "found none"),
         ("indexcache_room(a DEPENDS b)\nindexcache_room(b DEPENDS a)", "dependency b to be declared above"),

@@ -3,8 +3,10 @@
 
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "cli/options.h"
+#include "cli/provenance.h"
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
@@ -19,10 +21,10 @@ struct GenerateArguments {
   std::filesystem::path prompt_file;
   std::string pattern = "model";
   GenerateOptions options;
+  bool json = false;
 };
 
-std::vector<std::int32_t> read_prompt(const GenerateArguments& arguments,
-                                      const Tokenizer& tokenizer) {
+std::string read_prompt(const GenerateArguments& arguments) {
   const bool from_file = !arguments.prompt_file.empty();
   const std::string where = from_file ? arguments.prompt_file.string() : "--prompt";
   const std::string text = from_file ? read_file(arguments.prompt_file) : arguments.prompt;
@@ -31,7 +33,7 @@ std::vector<std::int32_t> read_prompt(const GenerateArguments& arguments,
     throw input_error("{}: expected UTF-8 text, found byte 0x{:02x} at byte offset {}", where,
                       static_cast<unsigned char>(text[*offset]), *offset);
   }
-  return tokenizer.encode(text);
+  return text;
 }
 
 void write_now(const std::string& text) {
@@ -39,10 +41,41 @@ void write_now(const std::string& text) {
   std::fflush(stdout);
 }
 
+double per_second(std::int64_t count, double seconds) {
+  return count == 0 ? 0.0 : static_cast<double>(count) / seconds;
+}
+
+// What --json prints. `text` is the decoded tokens: whole characters, as it is streamed otherwise.
+nlohmann::json as_json(const GenerateArguments& arguments, const Pattern& pattern,
+                       const std::string& prompt, const std::vector<std::int32_t>& prompt_tokens,
+                       const std::string& text, const Generation& generation) {
+  return {
+      {"model", arguments.model.folder.string()},
+      {"pattern", pattern.str()},
+      {"prompt", prompt},
+      {"prompt_token_ids", prompt_tokens},
+      {"text", text},
+      {"token_ids", generation.tokens},
+      {"ended_by", generation.reason == StopReason::kStopToken ? "model" : "max_tokens"},
+      {"prefill_tokens_per_second",
+       per_second(generation.prompt_tokens, generation.prefill_seconds)},
+      {"decode_tokens_per_second", per_second(generation.decode_steps, generation.decode_seconds)},
+      {"provenance", provenance()}};
+}
+
+void print_rates(const Generation& generation) {
+  fmt::print(
+      stderr, "prompt: {} tokens, {:.1f} tokens/s; generated: {} tokens, {:.1f} tokens/s; {}\n",
+      generation.prompt_tokens, per_second(generation.prompt_tokens, generation.prefill_seconds),
+      generation.tokens.size(), per_second(generation.decode_steps, generation.decode_seconds),
+      generation.reason == StopReason::kStopToken ? "ended by the model" : "ended by --max-tokens");
+}
+
 void run(GenerateArguments arguments) {
   const Checkpoint checkpoint = arguments.model.open();
   const Tokenizer tokenizer = read_tokenizer(arguments.model.folder, checkpoint.config());
-  const auto prompt = read_prompt(arguments, tokenizer);
+  const std::string text = read_prompt(arguments);
+  const auto prompt = tokenizer.encode(text);
   const Model model = arguments.model.load(checkpoint);
   const Pattern pattern = resolve_pattern(arguments.pattern, model);
   for (const auto id : model.config().eos_token_ids) {
@@ -55,19 +88,20 @@ void run(GenerateArguments arguments) {
   }
   Session session(model, pattern, capacity);
   Tokenizer::Stream stream(tokenizer);
-  const Generation generation =
-      generate(session, prompt, arguments.options,
-               [&](std::int32_t token) { write_now(stream.push(token)); });
-  write_now(stream.finish() + "\n");
-  fmt::print(
-      stderr, "prompt: {} tokens, {:.1f} tokens/s; generated: {} tokens, {:.1f} tokens/s; {}\n",
-      generation.prompt_tokens,
-      static_cast<double>(generation.prompt_tokens) / generation.prefill_seconds,
-      generation.tokens.size(),
-      generation.decode_steps == 0
-          ? 0.0
-          : static_cast<double>(generation.decode_steps) / generation.decode_seconds,
-      generation.reason == StopReason::kStopToken ? "ended by the model" : "ended by --max-tokens");
+  std::string written;
+  const auto write = [&](const std::string& piece) {
+    written += piece;
+    if (!arguments.json) write_now(piece);
+  };
+  const Generation generation = generate(session, prompt, arguments.options,
+                                         [&](std::int32_t token) { write(stream.push(token)); });
+  write(stream.finish());
+  if (arguments.json) {
+    fmt::print("{}\n", as_json(arguments, pattern, text, prompt, written, generation).dump(2));
+  } else {
+    write_now("\n");
+    print_rates(generation);
+  }
 }
 
 }  // namespace
@@ -96,6 +130,8 @@ void add_generate(CLI::App& app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_option("--seed", options.sampling.seed, "of the sampling")->capture_default_str();
+  verb->add_flag("--json", arguments->json,
+                 "for machines: the text, its tokens and the speed at the end");
   verb->callback([arguments] { run(*arguments); });
 }
 

@@ -6,33 +6,69 @@
 
 #include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 
+#include "cli/provenance.h"
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
 
 namespace indexcache::cli {
+namespace {
+
+struct Arguments {
+  std::string device = "cpu";
+  bool json = false;
+};
+
+void print_case(const SelfTestCase& result) {
+  fmt::print("{}  {}: {}{}\n", result.failure.empty() ? "ok  " : "FAIL", result.op, result.name,
+             result.failure.empty() ? "" : "\n      " + result.failure);
+}
+
+nlohmann::json as_json(const std::string& device, const std::vector<SelfTestCase>& results,
+                       std::ptrdiff_t failed) {
+  nlohmann::json cases = nlohmann::json::array();
+  for (const auto& result : results) {
+    cases.push_back({{"op", result.op},
+                     {"name", result.name},
+                     {"passed", result.failure.empty()},
+                     {"worst_error_by_bound", result.worst},
+                     {"failure", nullptr}});
+    if (!result.failure.empty()) cases.back()["failure"] = result.failure;
+  }
+  return {{"device", device}, {"cases", cases}, {"failed", failed}, {"provenance", provenance()}};
+}
+
+void run(const Arguments& arguments) {
+  const bool cuda = arguments.device == "cuda";
+  if (cuda && !at::hasCUDA()) {
+    throw expectation_error("--device", "a machine and a build with CUDA", "none");
+  }
+  const auto results =
+      run_selftest(at::Device(cuda ? at::kCUDA : at::kCPU), [&](const SelfTestCase& result) {
+        if (!arguments.json) print_case(result);
+      });
+  const auto failed = std::count_if(results.begin(), results.end(),
+                                    [](const auto& result) { return !result.failure.empty(); });
+  if (arguments.json) {
+    fmt::print("{}\n", as_json(arguments.device, results, failed).dump(2));
+  } else {
+    fmt::print("{} cases, {} failed\n", results.size(), failed);
+  }
+  if (failed > 0) throw device_error("selftest: {} cases failed on {}", failed, arguments.device);
+}
+
+}  // namespace
 
 void add_selftest(CLI::App& app) {
   auto* verb =
       app.add_subcommand("selftest", "Check every op against its reference on this machine");
-  auto device = std::make_shared<std::string>("cpu");
-  verb->add_option("--device", *device, "cpu or cuda")
+  auto arguments = std::make_shared<Arguments>();
+  verb->add_option("--device", arguments->device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
-  verb->callback([device] {
-    if (*device == "cuda" && !at::hasCUDA()) {
-      throw expectation_error("--device", "a machine and a build with CUDA", "none");
-    }
-    const auto results = run_selftest(
-        at::Device(*device == "cuda" ? at::kCUDA : at::kCPU), [](const SelfTestCase& result) {
-          fmt::print("{}  {}: {}{}\n", result.failure.empty() ? "ok  " : "FAIL", result.op,
-                     result.name, result.failure.empty() ? "" : "\n      " + result.failure);
-        });
-    const auto failed = std::count_if(results.begin(), results.end(),
-                                      [](const auto& result) { return !result.failure.empty(); });
-    fmt::print("{} cases, {} failed\n", results.size(), failed);
-    if (failed > 0) throw device_error("selftest: {} cases failed on {}", failed, *device);
-  });
+  verb->add_flag("--json", arguments->json, "for machines");
+  verb->callback([arguments] { run(*arguments); });
 }
 
 }  // namespace indexcache::cli

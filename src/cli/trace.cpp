@@ -2,6 +2,7 @@
 // with this one.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -99,6 +100,16 @@ Trace run(const Model& model, const Pattern& pattern, const at::Tensor& ids) {
   return trace;
 }
 
+// The first position whose logits are not finite ends the trace: those after it may have read it.
+void check_finite(const at::Tensor& logits, const Pattern& pattern) {
+  const auto wrong = at::isfinite(logits).all(1).logical_not().nonzero();
+  if (wrong.numel() == 0) return;
+  throw expectation_error(fmt::format("pattern {}: the logits at position {}", pattern.str(),
+                                      wrong[0].item<std::int64_t>()),
+                          "finite numbers",
+                          "others (the weights are not finite, or the dtype overflows)");
+}
+
 void write(const std::filesystem::path& path, const Trace& trace,
            const std::map<std::string, std::string>& metadata) {
   std::vector<SafetensorsWriter::Entry> entries;
@@ -127,6 +138,7 @@ void trace(const TraceArguments& arguments) {
   const auto model = arguments.model.load(checkpoint);
   const auto pattern = resolve_pattern(arguments.pattern, model);
   const auto result = run(model, pattern, ids);
+  check_finite(result.logits, pattern);
   write(arguments.out, result,
         {{"format", "pt"}, {"pattern", pattern.str()}, {"dtype", arguments.model.dtype}});
   fmt::print("{}: logits [{}, {}], index sets [{}, {}] of layers {}\n", arguments.out.string(),

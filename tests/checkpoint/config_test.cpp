@@ -328,6 +328,12 @@ TEST(ReadConfig, RefusesWhatIsNoStrictJson) {
   EXPECT_THAT(refusal("{\"a\": 1, \"a\": 1}"), HasSubstr("every key once, found \"a\" twice"));
   EXPECT_THAT(refusal("{\"b\": [{\"a\": 1, \"a\": 1}]}"), HasSubstr("\"a\" twice"));
   EXPECT_THAT(refusal("{\"a\": \"\xc3\"}"), HasSubstr("not valid JSON"));
+  // Text of the file stays one printable line, and a short one.
+  EXPECT_THAT(refusal("{\"a\\nb\": 1, \"a\\nb\": 1}"), HasSubstr("found \"a\\x0ab\" twice"));
+  EXPECT_THAT(refusal("{\"a\": \"\x7f\u009b\n\"}"), HasSubstr("last read: \"\\\"\\x7f\\xc2\\x9b"));
+  EXPECT_THAT(refusal("{\"a\" nulx}"), HasSubstr("last read: \"\\\"a\\\" nulx\"; expected ':'"));
+  EXPECT_LT(refusal("{\"" + std::string(100000, 'a') + "\n\": 1}").size(), 500u);
+  EXPECT_LT(refusal("{\"a\": 1e" + std::string(100000, '9') + "}").size(), 500u);
   EXPECT_THAT(refusal("{\"a\": 1} x"), HasSubstr("not valid JSON"));
   EXPECT_THAT(refusal(std::string_view("{}\0", 3)), HasSubstr("NUL byte at offset 2"));
   EXPECT_THAT(refusal(""), HasSubstr("not valid JSON"));

@@ -44,15 +44,48 @@ expect 2 "subcommand is required"
 expect 2 "" nonsense
 expect 2 "--out is required" trace "$folder" --ids x.json
 model=tests/golden/models/glm_full
-expect 2 "fp64" inspect "$model" --dtype fp64
-
-# Bad input, through every verb that opens a model.
-expect_error "$folder/none" inspect "$folder/none"
-mkdir "$folder/empty"
-expect_error "expected a model folder with a config.json" inspect "$folder/empty"
-echo '{"model_type": "llama"}' >"$folder/empty/config.json"
-expect_error "llama" inspect "$folder/empty"
 echo '[1, 2, 3]' >"$folder/ids.json"
+expect 2 "fp64 not in {fp32,bf16}" trace "$model" --ids "$folder/ids.json" --out "$folder/out.safetensors" --dtype fp64
+expect 2 "--dtype" inspect "$model" --dtype fp32 # reads headers alone: it has no such option
+
+# Bad input, through every verb that opens a model. Such a verb takes ModelArguments or opens the checkpoint itself.
+# open_model VERB FOLDER: the verb's line, all of it good but the model.
+open_model() {
+  local text=(--text README.md --context 64)
+  case $1 in
+    inspect) echo inspect "$2" ;;
+    search) echo search "$2" "${text[@]}" --out "$folder/out.json" ;;
+    overlap) echo overlap "$2" "${text[@]}" ;;
+    eval) echo eval "$2" "${text[@]}" --json "$folder/out.json" ;;
+    generate) echo generate "$2" --prompt x ;;
+    bench) echo bench "$2" --json "$folder/out.json" ;;
+    trace) echo trace "$2" --ids "$folder/ids.json" --out "$folder/out.safetensors" ;;
+    *) return 1 ;;
+  esac
+}
+tokenizer=tests/golden/tokenizer/glm/tokenizer.json
+mkdir "$folder/empty" "$folder/foreign" "$folder/hollow" "$folder/torn"
+cp "$tokenizer" "$folder/foreign"
+echo '{"model_type": "llama"}' >"$folder/foreign/config.json"
+cp "$tokenizer" "$model/config.json" "$folder/hollow"
+cp "$tokenizer" "$model/config.json" "$folder/torn"
+head -c 100000 "$model/model.safetensors" >"$folder/torn/model.safetensors"
+opening=0
+for verb in $verbs; do
+  grep -qE 'ModelArguments model;|Checkpoint::open' "src/cli/$verb.cpp" || continue
+  opening=$((opening + 1))
+  open_model "$verb" x >/dev/null || { echo "$verb opens a model, but $0 does not know how to run it"; failures=$((failures + 1)); continue; }
+  # shellcheck disable=SC2046  # no argument holds a space
+  expect_error "$folder/none" $(open_model "$verb" "$folder/none")
+  expect_error "$folder/empty" $(open_model "$verb" "$folder/empty")
+  expect_error "$folder/ids.json" $(open_model "$verb" "$folder/ids.json") # a file
+  expect_error "found \"llama\"" $(open_model "$verb" "$folder/foreign")
+  expect_error "$folder/hollow" $(open_model "$verb" "$folder/hollow")
+  expect_error "$folder/torn/model.safetensors" $(open_model "$verb" "$folder/torn")
+done
+[ "$opening" -ge 7 ] || { echo "expected at least 7 verbs that open a model, found $opening"; failures=$((failures + 1)); }
+expect_error "expected a model folder with a config.json" inspect "$folder/empty"
+
 expect_error "expected" trace "$model" --ids "$folder/ids.json" --out "$folder/none/out.safetensors"
 expect_error "pattern \"FSX\"" trace "$model" --ids "$folder/ids.json" --out "$folder/out.safetensors" --pattern FSX
 printf '[1, 2' >"$folder/cut.json"
@@ -65,6 +98,8 @@ for arguments in "search --out $folder/out.json" "overlap" "eval" "bench --conte
 done
 expect_error "tokenizer.json: expected at most the model's 64 tokens" generate "$folder/mixed" --prompt "a text"
 
-[ ! -e "$folder/out.safetensors" ] || { echo "a failed trace left its output"; failures=$((failures + 1)); }
+for output in out.safetensors out.json; do
+  [ ! -e "$folder/$output" ] || { echo "a failed verb left $output"; failures=$((failures + 1)); }
+done
 
 [ "$failures" -eq 0 ]

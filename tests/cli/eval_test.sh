@@ -75,6 +75,11 @@ refused 1 "the folder" "${evaluate[@]}" "${text[@]}" --json "$work/nowhere/refus
 refused 1 "a context of at least" "${evaluate[@]}" "${text[@]}" "${into[@]}" --tasks-lengths 20
 refused 2 "--text" "${evaluate[@]}"
 refused 2 "--windows" "${evaluate[@]}" "${text[@]}" --windows some
+# Weights that are not finite: no table of nan. Every window's first token is the end of text.
+cp -r "$model" "$work/broken"
+python3 tests/support/break_embedding.py "$work/broken" 256
+refused 1 "the loss at position 0: expected a finite number, found nan" "$indexcache" eval "$work/broken" --threads 1 \
+  --context 64 --text "$model/text.txt" --prompts 0 "${into[@]}"
 # More than memory: the notice about the model's context, then one line.
 status=0
 "${evaluate[@]}" "${text[@]}" "${into[@]}" --tasks-lengths 9000000000 >/dev/null 2>"$work/stderr" || status=$?

@@ -42,6 +42,22 @@ cmp "$work/seed1" "$work/again" || fail "the same seed gives other text"
 "${generate[@]}" --prompt "the needle is" --max-tokens 24 --temperature 1 --top-k 1 --seed 9 >"$work/likeliest" 2>/dev/null
 cmp "$work/greedy" "$work/likeliest" || fail "--top-k 1 is not greedy"
 
+# --json: the same text and what a machine would ask of it; nothing on stderr.
+"${generate[@]}" --prompt "the needle is" --max-tokens 24 --pattern FSS --json >"$work/json" 2>"$work/stderr"
+[ ! -s "$work/stderr" ] || fail "--json said: $(cat "$work/stderr")"
+"${generate[@]}" --prompt "the needle is" --max-tokens 24 --pattern FSS >"$work/text" 2>/dev/null
+python3 - "$work" "$model" <<'PYTHON'
+import json, sys
+result = json.load(open(f"{sys.argv[1]}/json"))
+assert result["model"] == sys.argv[2] and result["pattern"] == "FSS" and result["prompt"] == "the needle is"
+assert result["text"] + "\n" == open(f"{sys.argv[1]}/text", encoding="utf-8").read()
+assert len(result["prompt_token_ids"]) == 13 and 0 < len(result["token_ids"]) <= 24
+assert all(type(token) is int for token in result["prompt_token_ids"] + result["token_ids"])
+assert (result["ended_by"] == "max_tokens") == (len(result["token_ids"]) == 24) or result["ended_by"] == "model"
+assert result["prefill_tokens_per_second"] > 0 and result["decode_tokens_per_second"] > 0
+assert result["provenance"]["command"].startswith("indexcache generate")
+PYTHON
+
 : >"$work/empty"
 printf 'ab\xc3' >"$work/binary"
 refused 1 "--prompt: expected text, found none" "${generate[@]}" --prompt ""

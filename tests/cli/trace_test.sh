@@ -108,6 +108,14 @@ refuses 1 'nowhere' "$work/no_model_either" "${good[@]}" --out "$work/nowhere/ou
 refuses 1 'SFFF|layer 0' "$model" "${good[@]}" "${out[@]}" --pattern SFFF
 refuses 1 '4' "$model" "${good[@]}" "${out[@]}" --pattern FSF
 refuses 1 'indexer weights in every Full layer, found none in layers 1, 3, 4' "$goldens/glm_mixed" "${good[@]}" "${out[@]}" --pattern full
+for eps in 0 -1e-6 nan inf; do
+  refuses 1 'latent norm epsilon: expected a finite number above 0, found' "$model" "${good[@]}" "${out[@]}" "--latent-norm-eps=$eps"
+done
+
+# Weights that are not finite: the first position that reads them is named, whatever the layers make of it.
+cp -r "$model" "$work/broken"
+python3 tests/support/break_embedding.py "$work/broken" 1
+refuses 1 'pattern FFFF: the logits at position 1: expected finite numbers' "$work/broken" "${good[@]}" "${out[@]}"
 refuses 2 'dtype' "$model" "${good[@]}" "${out[@]}" --dtype fp64
 refuses 2 'ids' "$model" "${out[@]}"
 

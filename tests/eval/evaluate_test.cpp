@@ -1,11 +1,13 @@
 #include "indexcache/eval/evaluate.h"
 
 #include <ATen/ops/tensor.h>
+#include <c10/core/InferenceMode.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -108,6 +110,33 @@ TEST_F(EvaluateTest, BitsPerByteIsTheNegativeLogProbabilityOfTheTextByItsBytes) 
   EXPECT_EQ(language["by_domain"][1]["domain"], "y");
   EXPECT_EQ(language["by_domain"][1]["windows"], 1);
   EXPECT_TRUE(language["by_domain"][1]["bits_per_byte"]["standard_error"].is_null());
+}
+
+TEST_F(EvaluateTest, ALossThatIsNotFiniteIsRefusedWithItsPlace) {
+  const auto refused = [&](const EvalInputs& inputs) {
+    return thrown<InputError>([&] { evaluate(model_, {full_, shared_}, inputs); });
+  };
+  auto windows = inputs_, tasks = inputs_;
+  windows.tasks.clear();
+  tasks.windows.clear();
+  auto& window = windows.windows[0];
+  const auto broken = tokenizer_.token_id("<|endoftext|>");
+  ASSERT_TRUE(broken.has_value());
+  window.tokens[7] = *broken;
+  {
+    const c10::InferenceMode guard;
+    model_.weights().embedding[*broken].fill_(std::numeric_limits<double>::infinity());
+  }
+  // Every window's first token is the broken one; put another there, to find the second.
+  window.tokens[0] = window.tokens[1];
+  EXPECT_THAT(refused(windows), HasSubstr("pattern F"));
+  EXPECT_THAT(refused(windows),
+              HasSubstr("the loss at position 7: expected a finite number, found nan"));
+  {
+    const c10::InferenceMode guard;
+    model_.weights().embedding.fill_(std::numeric_limits<double>::quiet_NaN());
+  }
+  EXPECT_THAT(refused(tasks), HasSubstr("the loss at position "));
 }
 
 TEST_F(EvaluateTest, APatternDiffersFromItselfByExactlyNothing) {

@@ -98,6 +98,17 @@ TEST_F(TextWindowsTest, DrawnWindowsKeepTheirOrderAndTheSeedDecides) {
   EXPECT_NE(drawn(5, 2), five);
 }
 
+// A tokenizer that does not give its text back: the document is named on one printable line.
+TEST_F(TextWindowsTest, ATokenizerThatChangesTheTextIsRefused) {
+  auto json = testing::tiny_tokenizer_json(50);
+  json["added_tokens"][0]["lstrip"] = true;  // swallows the space before it
+  const auto tokenizer = Tokenizer::from_json(json.dump(), "lossy tokenizer");
+  const std::string message = thrown<InputError>([&] {
+    make_text_windows({{"a\nb/\"c\"", "baba <|endoftext|>"}}, tokenizer, 64, WindowChoice::kAll);
+  });
+  EXPECT_THAT(message, HasSubstr("document \"a\\x0ab/\\\"c\\\"\""));
+}
+
 TEST_F(TextWindowsTest, AContextThatCannotHoldACharacterIsRefused) {
   EXPECT_THAT(thrown<InputError>([&] {
                 make_text_windows({{"", "babe"}}, tokenizer_, 3, WindowChoice::kAll);

@@ -6,16 +6,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
+#include "indexcache/base/error.h"
 #include "indexcache/checkpoint/checkpoint.h"
+#include "model/margins.h"
+#include "support/thrown.h"
 
 namespace indexcache::testing {
 
 namespace {
 
 constexpr double kLogitTolerance = 1e-4;
-constexpr double kClearMargin = 1e-4;  // far above fp32 rounding of scores of order 1
+constexpr double kClearMargin = 1e-4;      // far above fp32 rounding of scores of order 1
+constexpr double kMarginTolerance = 5e-6;  // of a recorded margin: three digits, from double scores
 
 const std::vector<std::string> kGoldens = {
     "deepseek_fp8_ue8m0", "deepseek_interleaved", "deepseek_yarn",  "glm_fp8",
@@ -53,8 +58,13 @@ class Golden : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Golden, HasClearMargins) {
   for (const auto& expected : read_golden(GetParam())) {
-    EXPECT_GE(expected.index_margin, kClearMargin) << expected.file;
-    EXPECT_GE(expected.router_margin, kClearMargin) << expected.file;
+    const auto model = load(expected);
+    const auto measured =
+        measure_margins(model, pattern_of(expected.pattern, model), expected.tokens);
+    EXPECT_GE(measured.index, kClearMargin) << expected.file;
+    EXPECT_GE(measured.router, kClearMargin) << expected.file;
+    EXPECT_NEAR(measured.index, expected.index_margin, kMarginTolerance) << expected.file;
+    EXPECT_NEAR(measured.router, expected.router_margin, kMarginTolerance) << expected.file;
     for (const auto& [layer, set] : expected.index_sets) {
       EXPECT_LE(4 * set.size(1), expected.tokens.size(0)) << "k is far below the context";
     }
@@ -104,6 +114,18 @@ TEST(Goldens, ThreadsDoNotMatter) {
   EXPECT_LE(largest_difference(outcome.logits, expected.logits), kLogitTolerance);
   for (const auto& [layer, set] : expected.index_sets) {
     EXPECT_TRUE(set.equal(outcome.index_sets.at(layer))) << "layer " << layer;
+  }
+}
+
+TEST(Goldens, ALatentNormEpsilonThatIsNoSmallNumberIsRefused) {
+  const auto checkpoint = Checkpoint::open(golden_folder() / "glm_full");
+  for (const double eps : {0.0, -1e-6, std::numeric_limits<double>::quiet_NaN(),
+                           std::numeric_limits<double>::infinity()}) {
+    const auto message =
+        thrown<InputError>([&] { Model::load(checkpoint, {.latent_norm_eps = eps}); });
+    EXPECT_NE(message.find("latent norm epsilon: expected a finite number above 0, found"),
+              std::string::npos)
+        << message;
   }
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/einsum.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
@@ -11,23 +12,28 @@
 
 #include <limits>
 
+#include "indexcache/ops/selected_attention/selected_attention_params.h"
+
 namespace indexcache {
 namespace {
 
-constexpr std::int64_t kBatch = 2, kHeads = 3, kQueries = 4, kKeys = 6, kDim = 5, kValueDim = 2;
+struct Shape {
+  std::int64_t batch = 2, heads = 3, queries = 4, keys = 6, dim = 5, value_dim = 2;
+};
+constexpr std::int64_t kBatch = Shape{}.batch;
 constexpr double kScale = 0.7;
 
 struct Case {
   at::Tensor q, k, v, visible;
 };
 
-Case make_case() {
+Case make_case(const Shape& shape = {}) {
   const auto options = at::TensorOptions().dtype(at::kDouble);
-  Case c{.q = at::randn({kBatch, kHeads, kQueries, kDim}, options),
-         .k = at::randn({kBatch, kHeads, kKeys, kDim}, options),
-         .v = at::randn({kBatch, kHeads, kKeys, kValueDim}, options),
-         .visible = at::rand({kBatch, kQueries, kKeys}) < 0.5};
-  c.visible.select(2, 1).fill_(true);
+  Case c{.q = at::randn({shape.batch, shape.heads, shape.queries, shape.dim}, options),
+         .k = at::randn({shape.batch, shape.heads, shape.keys, shape.dim}, options),
+         .v = at::randn({shape.batch, shape.heads, shape.keys, shape.value_dim}, options),
+         .visible = at::rand({shape.batch, shape.queries, shape.keys}) < 0.5};
+  c.visible.select(2, shape.keys / 5).fill_(true);
   return c;
 }
 
@@ -59,6 +65,42 @@ TEST(SelectedAttention, OutputMassAndGradientsAreThoseOfTheDefinition) {
   EXPECT_LT(largest_difference(grad.q, c.q.grad()), 1e-12);
   EXPECT_LT(largest_difference(grad.k, c.k.grad()), 1e-12);
   EXPECT_LT(largest_difference(grad.v, c.v.grad()), 1e-12);
+}
+
+TEST(SelectedAttention, EqualsItsReferenceOnEveryShape) {
+  at::manual_seed(4);
+  for (const Shape& shape : {Shape{}, Shape{1, 1, 1, 1, 1, 1}, Shape{1, 4, 1, 33, 7, 1},
+                             Shape{3, 1, 17, 2, 1, 9}, Shape{2, 5, 9, 65, 48, 32}}) {
+    const auto c = make_case(shape);
+    const auto found = selected_attention(c.q, c.k, c.v, c.visible, kScale);
+    const auto grad_out = at::randn(found.out.sizes(), found.out.options());
+    const auto grad =
+        selected_attention_backward(grad_out, c.q, c.k, c.v, found.out, c.visible, kScale);
+
+    const SelectedAttentionParams params{.batch = shape.batch,
+                                         .num_heads = shape.heads,
+                                         .num_queries = shape.queries,
+                                         .num_keys = shape.keys,
+                                         .dim = shape.dim,
+                                         .value_dim = shape.value_dim,
+                                         .scale = kScale,
+                                         .q = c.q.const_data_ptr<double>(),
+                                         .k = c.k.const_data_ptr<double>(),
+                                         .v = c.v.const_data_ptr<double>(),
+                                         .visible = c.visible.const_data_ptr<bool>()};
+    const auto out = at::empty_like(found.out), mass = at::empty_like(found.mass);
+    selected_attention_ref(params, out.data_ptr<double>(), mass.data_ptr<double>());
+    const auto q = at::empty_like(c.q), k = at::empty_like(c.k), v = at::empty_like(c.v);
+    selected_attention_backward_ref(params, {.grad_out = grad_out.const_data_ptr<double>(),
+                                             .grad_q = q.data_ptr<double>(),
+                                             .grad_k = k.data_ptr<double>(),
+                                             .grad_v = v.data_ptr<double>()});
+    EXPECT_LT(largest_difference(found.out, out), 1e-12);
+    EXPECT_LT(largest_difference(found.mass, mass), 1e-12);
+    EXPECT_LT(largest_difference(grad.q, q), 1e-11);
+    EXPECT_LT(largest_difference(grad.k, k), 1e-11);
+    EXPECT_LT(largest_difference(grad.v, v), 1e-11);
+  }
 }
 
 TEST(SelectedAttention, HiddenKeysGetNoMassAndNoGradient) {

@@ -13,10 +13,21 @@ constexpr int kMaxDepth = 64;
 }  // namespace
 
 std::string json_complaint(const nlohmann::json::exception& error) {
-  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-  std::string_view text = error.what();
-  if (const auto end = text.find("] "); end != std::string_view::npos) text.remove_prefix(end + 2);
-  return std::string(text);
+  // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error while parsing
+  // value - invalid literal; last read: 'TEXT'; expected ...", or "number overflow parsing 'TEXT'"
+  std::string_view message = error.what();
+  if (const auto end = message.find("] "); end != message.npos) message.remove_prefix(end + 2);
+  for (const std::string_view opening : {"last read: '", "parsing '"}) {
+    const auto at = message.find(opening);
+    if (at == message.npos) continue;
+    const auto begin = at + opening.size();
+    auto end = message.rfind("'; expected ");
+    if (end == message.npos || end < begin) end = message.rfind('\'');
+    if (end < begin) continue;
+    return std::string(message.substr(0, begin - 1)) + quote(message.substr(begin, end - begin)) +
+           std::string(message.substr(end + 1));
+  }
+  return std::string(message);
 }
 
 void check_no_nul(std::string_view text, const std::string& where) {
@@ -39,7 +50,7 @@ nlohmann::json parse_json_strictly(std::string_view text, const std::string& whe
     if (event == Event::key) {
       const auto& key = parsed.get_ref<const std::string&>();
       if (!keys.back().insert(key).second) {
-        throw expectation_error(where, "every key once", fmt::format("\"{}\" twice", key));
+        throw expectation_error(where, "every key once", quote(key) + " twice");
       }
     }
     return true;

@@ -15,7 +15,7 @@ nlohmann::json parse_json_strictly(std::string_view text, const std::string& whe
 void check_no_nul(std::string_view text, const std::string& where);
 
 // What is wrong with the text a nlohmann exception stems from, in one line, with the byte offset
-// where it is known.
+// where it is known; what it shows of the text is quoted.
 std::string json_complaint(const nlohmann::json::exception& error);
 
 // A value as an error message shows it: dumped on one line, shortened.

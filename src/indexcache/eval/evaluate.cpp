@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <random>
@@ -36,6 +37,19 @@ at::Tensor run(const Model& model, const Pattern& pattern,
   const auto length = static_cast<std::int64_t>(tokens.size()) - 1;
   SequenceCache cache = model.make_cache(pattern, length);
   return model.forward(as_tensor(std::span(tokens).first(tokens.size() - 1)), cache);
+}
+
+// Losses [n] of these positions, all finite: NaN would spread into means without a word.
+void check_finite(const at::Tensor& losses, const std::vector<std::int32_t>& positions,
+                  const Pattern& pattern) {
+  const auto* values = losses.const_data_ptr<float>();
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    throw expectation_error(
+        fmt::format("pattern {}: the loss at position {}", pattern.str(), positions[i]),
+        "a finite number",
+        fmt::format("{} (the weights are not finite, or the dtype overflows)", values[i]));
+  }
 }
 
 std::vector<double> sum_by_bucket(const std::vector<float>& losses) {
@@ -114,6 +128,9 @@ std::vector<float> score_tokens(const Model& model, const Pattern& pattern,
   const auto hidden = run(model, pattern, tokens);
   const auto losses =
       model.token_losses(hidden, as_tensor(std::span(tokens).subspan(1))).contiguous();
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(losses.numel()));
+  std::iota(positions.begin(), positions.end(), 0);
+  check_finite(losses, positions, pattern);
   const auto* values = losses.const_data_ptr<float>();
   return {values, values + losses.numel()};
 }
@@ -139,6 +156,7 @@ PromptScore score_prompt(const Model& model, const Pattern& pattern,
     token_right += answer.size();
   }
   const auto losses = model.token_losses(hidden, expected).contiguous();
+  check_finite(losses, positions, pattern);
   const auto* values = losses.const_data_ptr<float>();
   score.loss =
       std::accumulate(values, values + losses.numel(), 0.0) / static_cast<double>(losses.numel());

@@ -54,7 +54,8 @@ struct PatternScores {
   std::vector<double> window_nll() const;
 };
 
-// -log p of tokens[t + 1] at every position t: [tokens - 1].
+// -log p of tokens[t + 1] at every position t: [tokens - 1]. Both throw InputError naming pattern
+// and position where a loss is not finite.
 std::vector<float> score_tokens(const Model& model, const Pattern& pattern,
                                 const std::vector<std::int32_t>& tokens);
 PromptScore score_prompt(const Model& model, const Pattern& pattern, const RetrievalPrompt& prompt);

@@ -9,6 +9,7 @@
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/span.h"
+#include "indexcache/eval/device_spans.h"
 
 namespace indexcache {
 namespace {
@@ -139,6 +140,7 @@ std::vector<PatternSpeed> measure_speed(
   // What does not fit is said before anything of its size is made.
   for (const auto& [name, pattern] : patterns) model.make_cache(pattern, Runner::capacity(options));
   const Runner runner(model, tokens, options);
+  const DeviceSpans spans(model.options().device);
   std::vector<PatternSpeed> speeds;
   for (const auto& [name, pattern] : patterns) {
     PatternSpeed& speed = speeds.emplace_back(PatternSpeed{name, pattern, {}});

@@ -54,7 +54,8 @@ std::vector<TextWindow> make_text_windows(const std::vector<Document>& documents
       const WholeText scored = whole_text(tokenizer, all.subspan(begin + 1, length), rest);
       if (scored.tokens == 0) {
         throw expectation_error(
-            fmt::format("tokenizer: decode(encode(document \"{}\"))", document.source), "the text",
+            fmt::format("tokenizer: decode(encode(document {}))", quote(document.source)),
+            "the text",
             fmt::format("another one from byte {}", document.text.size() - rest.size()));
       }
       TextWindow& window = windows.emplace_back();

@@ -92,6 +92,10 @@ BlockShape block_shape(const ModelConfig& config, std::optional<double> latent_n
 }
 
 Model Model::load(const Checkpoint& checkpoint, const ModelOptions& options) {
+  if (const auto eps = options.latent_norm_eps; eps && !(std::isfinite(*eps) && *eps > 0)) {
+    throw expectation_error("latent norm epsilon", "a finite number above 0",
+                            fmt::format("{}", *eps));
+  }
   Model model;
   model.config_ = checkpoint.config();
   model.options_ = options;

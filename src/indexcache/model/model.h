@@ -30,6 +30,7 @@ using IndexSetObserver = std::function<void(int layer, const at::Tensor& index_s
 
 class Model {
  public:
+  // Throws InputError for an epsilon that is not finite and above 0, and as load_weights().
   static Model load(const Checkpoint& checkpoint, const ModelOptions& options);
 
   const ModelConfig& config() const { return config_; }

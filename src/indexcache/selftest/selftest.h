@@ -19,11 +19,13 @@ struct SelfTestCase {
 // Runs all cases; `on_case` (optional) sees each as it is done. Deterministic inputs. What is
 // compared:
 //   index_topk on lattice inputs (all scores exact in fp32): the sets equal the reference's, ties
-//   included; index_topk on random inputs: every key left out scores no more than every key kept,
-//   up to the rounding bound of the two
-//     scores; rows ascending, unique, in range, padded with -1;
+//     included; on random inputs: every key left out scores no more than every key kept, up to the
+//     rounding bound of the two scores; rows ascending, unique, in range, padded with -1;
+//   index_overlap: the counts equal the reference's;
 //   sparse_mla: outputs and lse within the rounding bound; empty rows exactly 0 and -inf;
-//   both: a second run gives the same bits.
+//   index_kl, selected_attention: values and gradients within the rounding bound; exactly 0 where
+//     a key is seen by nobody;
+//   all: a second run gives the same bits.
 std::vector<SelfTestCase> run_selftest(
     at::Device device, const std::function<void(const SelfTestCase&)>& on_case = {});
 
