@@ -48,3 +48,11 @@ if(INDEXCACHE_CUDA)
   target_link_options(indexcache_torch INTERFACE -Wl,--no-as-needed -Wl,--allow-shlib-undefined)
   target_link_libraries(indexcache_torch INTERFACE torch_cuda c10_cuda torch)
 endif()
+
+# NCCL's header, of the version that torch_cuda was built with; the library is torch_cuda's own dependency.
+add_library(indexcache_nccl INTERFACE)
+if(INDEXCACHE_CUDA)
+  find_path(INDEXCACHE_NCCL_INCLUDE nccl.h PATHS ${INDEXCACHE_TORCH_ROOT}/../nvidia/nccl/include NO_DEFAULT_PATH REQUIRED)
+  target_include_directories(indexcache_nccl SYSTEM INTERFACE
+    ${INDEXCACHE_NCCL_INCLUDE} ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+endif()

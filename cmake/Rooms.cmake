@@ -9,8 +9,11 @@ function(indexcache_room name)
     return()
   endif()
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/indexcache/${name}/*.cpp)
+  # What needs CUDA's headers: kernels, and host code that says so in its name.
+  file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/indexcache/${name}/*.cu
+    ${CMAKE_SOURCE_DIR}/src/indexcache/${name}/*_cuda.cpp)
+  list(FILTER sources EXCLUDE REGEX "_cuda\\.cpp$")
   if(INDEXCACHE_CUDA)
-    file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/indexcache/${name}/*.cu)
     list(APPEND sources ${cuda_sources})
   endif()
   set(library indexcache_${name})
@@ -33,7 +36,7 @@ function(indexcache_room name)
   endif()
 
   # Only rooms with CUDA sources are told of them: the others compile to the same objects with and without CUDA.
-  if(cuda_sources)
+  if(INDEXCACHE_CUDA AND cuda_sources)
     target_compile_definitions(${library} PRIVATE INDEXCACHE_CUDA)
   endif()
   if(NOT room_TORCH)
