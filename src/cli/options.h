@@ -35,8 +35,11 @@ struct TextArguments {
   std::vector<Sequence> read(const Tokenizer& tokenizer) const;
 };
 
+at::Device parse_device(const std::string& name);  // "cpu" or "cuda"
+
 // The pattern that --pattern TEXT names for a model: "model", the grammar of Pattern::parse, or
-// FILE[:KEEP] (a pattern file).
+// FILE[:KEEP] (a pattern file). With a Model, its indexers are checked too.
+Pattern resolve_pattern(const std::string& text, const ModelConfig& config);
 Pattern resolve_pattern(const std::string& text, const Model& model);
 
 Tokenizer read_tokenizer(const std::filesystem::path& model_folder);

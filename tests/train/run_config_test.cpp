@@ -73,8 +73,21 @@ TEST(RunConfig, Fp8FoldersNeedWholeBlocks) {
 
 TEST(RunConfig, ModelsThatCannotBeTrainedAreRefused) {
   auto config = tiny_run_json({tiny_stage("lm", 1e-2, 500)});
+  config["model"]["tie_word_embeddings"] = true;
+  EXPECT_THAT(error_of(config), HasSubstr("tie_word_embeddings"));
+}
+
+TEST(RunConfig, PatternIsTheModelsScheduleUnlessStated) {
+  auto config = tiny_run_json({tiny_stage("lm", 1e-2, 500)});
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::full(2));
   config["model"]["indexer_types"] = {"full", "shared"};
-  EXPECT_THAT(error_of(config), HasSubstr("all layers Full"));
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::parse("FS", 2));
+  config["pattern"] = "FF";
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::full(2));
+  config["pattern"] = "FSS";
+  EXPECT_THAT(error_of(config), HasSubstr("2"));
+  config["pattern"] = 3;
+  EXPECT_THAT(error_of(config), HasSubstr("pattern"));
 }
 
 TEST(RunConfig, BundledConfigsAreValid) {

@@ -5,81 +5,31 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/model/model.h"
 #include "support/thrown.h"
-#include "train/tiny_run.h"
+#include "train/trainer_fixture.h"
 
 namespace indexcache {
 namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
-using testing::kTinyWords;
-using testing::TemporaryFolder;
 using testing::tiny_run_json;
 using testing::tiny_stage;
 using testing::tiny_text;
-using testing::tiny_tokenizer;
-using testing::TokenizerFolder;
-
-class TrainerTest : public ::testing::Test {
- protected:
-  TrainingRun run(const json& config, const std::string& name,
-                  RunStart start = RunStart::kNew) const {
-    return {.config = parse_run_config(config, "test"),
-            .folder = folder_.path() / name,
-            .tokenizer_folder = tokenizer_folder_.path(),
-            .start = start};
-  }
-  void train_quietly(const TrainingRun& run) const {
-    train(run, tokenizer_, text_, [](const TrainingProgress&) {});
-  }
-  std::vector<json> curves(const std::string& name) const {
-    std::ifstream file(folder_.path() / name / "curves.jsonl");
-    std::vector<json> records;
-    for (std::string line; std::getline(file, line);) records.push_back(json::parse(line));
-    return records;
-  }
-  std::string weights(const std::string& name) const {
-    return read_file(folder_.path() / name / "model" / "model.safetensors");
-  }
-
-  TemporaryFolder folder_;
-  TokenizerFolder tokenizer_folder_;
-  Tokenizer tokenizer_ = tiny_tokenizer(kTinyWords);
-  TokenStream text_ = tiny_text(tokenizer_, 20'000);
-};
+using testing::train_for;
+using testing::TrainerTest;
+using testing::untimed;
 
 json three_stages() {
   auto config = tiny_run_json({tiny_stage("lm", 1e-2, 2560), tiny_stage("indexer", 1e-2, 1280),
                                tiny_stage("sparse", 1e-3, 2560)});
   config["stages"][2]["fp8_aware"] = true;
   return config;
-}
-
-std::vector<json> untimed(std::vector<json> records) {
-  for (auto& record : records) {
-    record.erase("seconds");
-    record.erase("tokens_per_second");
-  }
-  return records;
-}
-
-// Stops a run after `steps` steps as a kill would: at once, with whatever is on the disk.
-struct Killed {};
-void train_for(const TrainingRun& run, int steps, const Tokenizer& tokenizer,
-               const TokenStream& text) {
-  try {
-    train(run, tokenizer, text, [&](const TrainingProgress&) {
-      if (--steps == 0) throw Killed();
-    });
-  } catch (const Killed&) {
-  }
 }
 
 TEST_F(TrainerTest, LearnsFarBelowTheUnigramEntropyInAllStages) {

@@ -46,7 +46,7 @@ void StepSums::add(const TrainingForward& forward, const TrainingBatch& batch,
     accumulate(answers_, answers.sum());
     accumulate(tokens_, (1 - answers).sum());
   }
-  if (!forward.kl.empty()) accumulate(kl_, at::stack(forward.kl));
+  if (!forward.kl.empty()) accumulate(kl_, at::stack(forward.kl) * batch.share);
   std::vector<at::Tensor> loads;
   for (const auto& load : forward.expert_loads) {
     if (load.defined()) loads.push_back(load);

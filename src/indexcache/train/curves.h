@@ -20,7 +20,7 @@ class StepSums {
   void add(const TrainingForward& forward, const TrainingBatch& batch, const at::Tensor& norm);
   std::int64_t steps() const { return steps_; }
 
-  // {loss: of all tokens but answers, answer_loss, kl: [layer], grad_norm, expert_load: [layer:
+  // {loss: of all tokens but answers, answer_loss, kl: [Full layer], grad_norm, expert_load: [layer:
   // [expert's share of its layer's tokens]]}; then starts anew. `finite` says whether every loss
   // and norm was.
   nlohmann::json take(bool& finite);

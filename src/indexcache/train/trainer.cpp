@@ -88,8 +88,8 @@ class Trainer {
         observer_(observer),
         text_(fingerprint(text)),
         batches_(config_, tokenizer, text),
-        weights_(config_, run.device),
-        shape_(block_shape(config_.model, {})),
+        weights_(config_, run.weights, run.device),
+        shape_(block_shape(config_.model, run.latent_norm_eps)),
         rope_(rope_frequencies(config_.model)) {
     rope_.inv_freq = rope_.inv_freq.to(run.device);
     const auto file = checkpoint_file();
@@ -171,13 +171,14 @@ class Trainer {
   }
 
   void step(const Stage& stage, const TrainingBatch& batch) {
-    const auto forward = training_forward(weights_.compute(), shape_, rope_, batch, stage.kind);
+    const auto forward = training_forward(weights_.compute(), shape_, rope_, batch, stage.kind,
+                                          config_.pattern, config_.index_loss);
     forward.loss.backward();
     factor_ = rate_factor(stage.schedule, stage_used(stage) / stage.budget());
     const auto norm = optimizer_->step(
         weights_.take_gradients(),
         {.model = factor_ * stage.schedule.peak, .indexer = factor_ * stage.indexer_peak});
-    if (stage.kind != StageKind::kIndexerWarmup) weights_.balance_experts(forward.expert_loads);
+    if (trains_model(stage.kind)) weights_.balance_experts(forward.expert_loads);
     weights_.refresh_trained();
     sums_.add(forward, batch, norm);
   }

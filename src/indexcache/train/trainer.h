@@ -1,4 +1,5 @@
-// Trains a model from a run config: the stages in order, curves, checkpoints, resume.
+// Trains a model from a run config, from random weights or from a checkpoint's: the stages in
+// order, curves, checkpoints, resume.
 //
 // A run folder holds
 //   checkpoint.safetensors   weights, optimiser and place of the last checkpoint (training_state.h)
@@ -12,8 +13,10 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 
+#include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/data/text.h"
 #include "indexcache/tokenizer/tokenizer.h"
 #include "indexcache/train/run_config.h"
@@ -31,6 +34,8 @@ struct TrainingRun {
   std::filesystem::path tokenizer_folder;  // tokenizer.json and what is copied beside it
   at::Device device = at::kCPU;
   RunStart start = RunStart::kNew;
+  const Checkpoint* weights = nullptr;         // to start from; none: drawn from the seed
+  std::optional<double> latent_norm_eps = {};  // as ModelOptions
 };
 
 // After each step: how far the stage is, in tokens or seconds of its budget.
