@@ -86,7 +86,7 @@ refused() {
   shift
   "$@" > /dev/null 2> "$work/error" || code=$?
   [ $code -eq 1 ] || fail "exit code $code instead of 1: $*"
-  grep -v -e ' tokens of text$' -e 'indexcache: notice: ' "$work/error" > "$work/lines" || true
+  grep -v -e ' tokens of text$' -e '^stage ' -e 'indexcache: notice: ' "$work/error" > "$work/lines" || true
   [ "$(wc -l < "$work/lines")" -eq 1 ] || fail "not one line: $(cat "$work/error")"
   grep -q -e "$pattern" "$work/lines" || fail "expected '$pattern': $(cat "$work/lines")"
 }
@@ -94,13 +94,11 @@ refused "4 layers" distill x FSF
 refused "(or --resume)" distill nearest FSFS
 refused "same config" distill killed FSSS --resume
 refused "--test FILE" distill x FSFS --as-nearest
-model=$work/both/model refused "none in layer 3" distill x FFFF
+model=$work/both/model refused "none in layer 2, 3" distill x FFFF
 sed 's/"seed": 3/"model": {}/' "$work/distill.json" > "$work/bad.json"
 refused 'bad.json: model' "$indexcache" distill "$model" --pattern FSFS --config "$work/bad.json" --data "$work/text.txt" --out "$work/x"
 sed 's/0.001/1e30/; s/0.01/1e30/' "$work/distill.json" > "$work/bad.json"
 refused diverged "$indexcache" distill "$model" --pattern FSFS --config "$work/bad.json" --data "$work/text.txt" --out "$work/x" --threads 1
-cp -r "$model" "$work/deepseek"
-sed -i 's/glm_moe_dsa/deepseek_v32/' "$work/deepseek/config.json"
-model=$work/deepseek refused "or --force" distill x FSFS --drop-unused
+model=tests/golden/models/deepseek_interleaved refused "or --force" distill x uniform:1/2 --drop-unused
 [ ! -e "$work/x/model" ] || fail "a refused run left a model"
 echo "distill: nearest, routed, resumed, refused"
