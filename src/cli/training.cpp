@@ -66,6 +66,7 @@ TrainingRun TrainingArguments::make_run(RunConfig config,
 
 void run_training(const TrainingArguments& arguments, const TrainingRun& run,
                   const Tokenizer& tokenizer) {
+  check_run_folder(run);
   const auto text = tokenize(read_documents(arguments.data), tokenizer);
   fmt::print(stderr, "indexcache: {} tokens of text\n", text.tokens.size());
   StageProgress progress(run.config);

@@ -157,6 +157,50 @@ TEST_F(TrainerTest, RunsAreNotMixedUp) {
       HasSubstr("checkpoint.safetensors"));
 }
 
+TEST_F(TrainerTest, PlacesOutsideTheRunAreRefused) {
+  const auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  train_quietly(run(config, "a"));
+  const auto file = folder_.path() / "a" / "checkpoint.safetensors";
+  const auto good = load_training_state(file);
+  const auto refused = [&](const std::function<void(RunPosition&)>& change) {
+    auto state = good;
+    change(state.position);
+    save_training_state(file, state);
+    return testing::thrown<InputError>([&] { train_quietly(run(config, "a", RunStart::kResume)); });
+  };
+  for (const int stage : {-1, 2, 1 << 30}) {
+    EXPECT_THAT(refused([&](RunPosition& at) { at.stage = stage; }), HasSubstr("run's stages"));
+  }
+  EXPECT_THAT(refused([](RunPosition& at) { at.stage = 0, at.phase = 1; }),
+              HasSubstr("run's stages"));
+  EXPECT_THAT(refused([](RunPosition& at) { at.phase_step = -5; }), HasSubstr("run's stages"));
+  EXPECT_THAT(refused([](RunPosition& at) { at.phase_used = -1; }), HasSubstr("run's stages"));
+}
+
+TEST_F(TrainerTest, WhatCannotBeWrittenIsRefusedBeforeAnyWork) {
+  const auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  folder_.write("file", "x");
+  auto below_a_file = run(config, "a");
+  below_a_file.folder = folder_.path() / "file" / "a";
+  EXPECT_THAT(testing::thrown<InputError>([&] { check_run_folder(below_a_file); }),
+              HasSubstr("cannot be made"));
+  std::filesystem::create_directories(folder_.path() / "b" / "model" / "inner");
+  EXPECT_THAT(testing::thrown<InputError>([&] { check_run_folder(run(config, "b")); }),
+              HasSubstr("inner"));
+  const auto held = run(config, "c");
+  check_run_folder(held);
+  const FolderLock lock(held.folder);
+  EXPECT_THAT(testing::thrown<InputError>([&] { train_quietly(held); }),
+              HasSubstr("another process"));
+}
+
+TEST_F(TrainerTest, PromptsThatDoNotFitAreRefusedBeforeAnyWork) {
+  auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  config["data"]["keys"] = {1, 40};  // 64 tokens of context
+  EXPECT_THAT(testing::thrown<InputError>([&] { train_quietly(run(config, "a")); }),
+              HasSubstr("64"));
+}
+
 TEST_F(TrainerTest, BudgetsInMinutesEndByTheClock) {
   auto stage = tiny_stage("lm", 1e-2, 1);
   stage["phases"][0].erase("tokens");

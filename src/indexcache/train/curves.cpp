@@ -54,6 +54,14 @@ void StepSums::add(const TrainingForward& forward, const TrainingBatch& batch,
   if (!loads.empty()) accumulate(load_, at::stack(loads));
 }
 
+void StepSums::gather(const Communicator& group) {
+  std::vector<at::Tensor> parts;
+  for (const auto& sum : {objective_, loss_, tokens_, answer_loss_, answers_, kl_}) {
+    if (sum.defined()) parts.push_back(sum);
+  }
+  group.sum(parts);
+}
+
 nlohmann::json StepSums::take(bool& finite) {
   // One copy to the host for all of them.
   const auto steps = static_cast<double>(steps_);

@@ -16,6 +16,9 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kFp8Block = 128;
+// Far beyond any use, and no product of two of them overflows.
+constexpr std::int64_t kMostKeys = 1'000'000, kMostSequences = 1'000'000;
+constexpr std::int64_t kMostShardMegabytes = 1'000'000;
 
 // One JSON object whose keys are taken one by one; done() throws if some are left.
 class Reader {
@@ -53,14 +56,21 @@ class Reader {
   }
 
   std::int64_t integer(const std::string& key, std::optional<std::int64_t> fallback,
-                       std::int64_t low) {
-    const auto expected = fmt::format("an integer of at least {}", low);
+                       std::int64_t low,
+                       std::int64_t high = std::numeric_limits<std::int64_t>::max()) {
+    const auto expected = high == std::numeric_limits<std::int64_t>::max()
+                              ? fmt::format("an integer of at least {}", low)
+                              : fmt::format("an integer from {} to {}", low, high);
     const auto* value = find(key);
     if (value == nullptr) {
       if (!fallback) throw expectation_error(at(key), expected, "nothing");
       return *fallback;
     }
-    if (!value->is_number_integer() || value->get<std::int64_t>() < low) {
+    // An unsigned value beyond int64 would wrap.
+    const bool too_large = value->is_number_unsigned() &&
+                           value->get<std::uint64_t>() > static_cast<std::uint64_t>(high);
+    if (!value->is_number_integer() || too_large || value->get<std::int64_t>() < low ||
+        value->get<std::int64_t>() > high) {
       throw expectation_error(at(key), expected, value->dump());
     }
     return value->get<std::int64_t>();
@@ -116,13 +126,17 @@ DataConfig parse_data(const nlohmann::json& json, const std::string& where) {
   }
   if (const auto* keys = reader.find("keys")) {
     data.keys.clear();
+    const auto expected = fmt::format("a list of integers from 1 to {}", kMostKeys);
+    if (!keys->is_array() || keys->empty()) {
+      throw expectation_error(reader.at("keys"), expected, keys->dump());
+    }
     for (const auto& key : *keys) {
-      if (!key.is_number_integer() || key.get<int>() < 1) {
-        throw expectation_error(reader.at("keys"), "a list of positive integers", keys->dump());
+      if (!key.is_number_integer() || key.get<std::int64_t>() < 1 ||
+          key.get<std::int64_t>() > kMostKeys) {
+        throw expectation_error(reader.at("keys"), expected, keys->dump());
       }
       data.keys.push_back(key.get<int>());
     }
-    if (data.keys.empty()) throw expectation_error(reader.at("keys"), "at least one", "none");
   }
   reader.done();
   return data;
@@ -145,7 +159,7 @@ Phase parse_phase(const nlohmann::json& json, const std::string& where, const Mo
   Reader reader(json, where);
   Phase phase;
   phase.context = reader.integer("context", std::nullopt, 1);
-  phase.sequences = reader.integer("sequences", std::nullopt, 1);
+  phase.sequences = reader.integer("sequences", std::nullopt, 1, kMostSequences);
   const bool tokens = json.contains("tokens");
   if (tokens == json.contains("minutes")) {
     throw expectation_error(where, "a budget, either tokens or minutes",
@@ -301,7 +315,8 @@ RunConfig parse_run_config(const nlohmann::json& json, const std::string& where)
         "unused_indexers", UnusedIndexers::kKeep,
         {{"keep", UnusedIndexers::kKeep}, {"drop", UnusedIndexers::kDrop}});
     if (exported.flag("nearest_keys")) config.routed_keys = RoutedKeys::kNearestBeside;
-    config.shard_bytes = exported.integer("shard_megabytes", 4096, 1) * 1'000'000;
+    config.shard_bytes =
+        exported.integer("shard_megabytes", 4096, 1, kMostShardMegabytes) * 1'000'000;
     exported.done();
   }
   const auto& stages = reader.need("stages", "a list of stages");
