@@ -101,18 +101,17 @@ void distill(const DistillArguments& arguments) {
     throw expectation_error("--as-nearest",
                             "--test FILE: the nearest pattern's own loss is shown on it", "none");
   }
+  const TrainingProcess process(arguments.training);
   const auto checkpoint = Checkpoint::open(arguments.model);
-  for (const auto& notice : checkpoint.notices()) {
-    fmt::print(stderr, "indexcache: notice: {}\n", notice);
-  }
+  if (process.speaks()) print_notices(checkpoint);
   const auto& model = checkpoint.config();
   check_dropping(arguments, model);
   const auto pattern = resolve_pattern(arguments.pattern, model);
-  auto run =
-      arguments.training.make_run(complete_config(arguments, model, pattern), arguments.model);
+  auto run = make_run(arguments.training, complete_config(arguments, model, pattern),
+                      arguments.model, process);
   run.weights = &checkpoint;
   run.latent_norm_eps = arguments.latent_norm_eps;
-  if (!pattern.is_nearest()) {
+  if (process.speaks() && !pattern.is_nearest()) {
     fmt::print(stderr,
                "indexcache: notice: {} is routed: config.json will say it in indexcache_sources, "
                "which no serving engine follows{}\n",
@@ -121,6 +120,7 @@ void distill(const DistillArguments& arguments) {
   }
   const auto tokenizer = read_tokenizer(arguments.model);
   run_training(arguments.training, run, tokenizer);
+  if (!process.speaks()) return;
   if (!arguments.test.empty()) print_losses(arguments, run.config, tokenizer, run.device);
   fmt::print("{}\n", (run.folder / "model").string());
 }

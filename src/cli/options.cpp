@@ -28,9 +28,7 @@ void ModelArguments::add_to(CLI::App& app) {
 Checkpoint ModelArguments::open() const {
   if (threads > 0) at::set_num_threads(threads);
   auto checkpoint = Checkpoint::open(folder);
-  for (const auto& notice : checkpoint.notices()) {
-    fmt::print(stderr, "indexcache: notice: {}\n", notice);
-  }
+  print_notices(checkpoint);
   return checkpoint;
 }
 
@@ -75,6 +73,12 @@ std::optional<Pattern> pattern_of_file(const std::string& text, int num_layers) 
 }
 
 }  // namespace
+
+void print_notices(const Checkpoint& checkpoint) {
+  for (const auto& notice : checkpoint.notices()) {
+    fmt::print(stderr, "indexcache: notice: {}\n", notice);
+  }
+}
 
 at::Device parse_device(const std::string& name) {
   if (name == "cuda" && !at::hasCUDA()) {

@@ -35,6 +35,8 @@ struct TextArguments {
   std::vector<Sequence> read(const Tokenizer& tokenizer) const;
 };
 
+void print_notices(const Checkpoint& checkpoint);  // to stderr
+
 at::Device parse_device(const std::string& name);  // "cpu" or "cuda"
 
 // The pattern that --pattern TEXT names for a model: "model", the grammar of Pattern::parse, or

@@ -1,3 +1,4 @@
+// indexcache train: a model from random weights, by a run config.
 #include <fmt/format.h>
 
 #include <memory>
@@ -15,10 +16,11 @@ struct TrainArguments {
 };
 
 void train_model(const TrainArguments& arguments) {
+  const TrainingProcess process(arguments.training);
   const auto run =
-      arguments.training.make_run(read_run_config(arguments.config), arguments.tokenizer);
+      make_run(arguments.training, read_run_config(arguments.config), arguments.tokenizer, process);
   run_training(arguments.training, run, read_tokenizer(arguments.tokenizer));
-  fmt::print("{}\n", (run.folder / "model").string());
+  if (process.speaks()) fmt::print("{}\n", (run.folder / "model").string());
 }
 
 }  // namespace

@@ -3,9 +3,11 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <chrono>
 #include <memory>
 #include <utility>
 
+#include "cli/group.h"
 #include "cli/options.h"
 #include "indexcache/base/progress.h"
 #include "indexcache/data/text.h"
@@ -53,21 +55,44 @@ void TrainingArguments::add_to(CLI::App& app) {
       ->check(CLI::PositiveNumber);
 }
 
-TrainingRun TrainingArguments::make_run(RunConfig config,
-                                        const std::filesystem::path& tokenizer_folder) const {
-  if (threads > 0) at::set_num_threads(threads);
-  if (minutes) scale_to_minutes(config, *minutes);
+namespace {
+
+// How long a process waits for the others: a checkpoint of a large model is written meanwhile.
+constexpr auto kGroupTimeout = std::chrono::minutes(30);
+
+at::Device device_of(const TrainingArguments& arguments, const std::optional<GroupPlace>& place) {
+  const auto device = parse_device(arguments.device);
+  return device.is_cuda() && place
+             ? at::Device(at::kCUDA, static_cast<at::DeviceIndex>(place->local_rank))
+             : device;
+}
+
+}  // namespace
+
+TrainingProcess::TrainingProcess(const TrainingArguments& arguments) : device(at::kCPU) {
+  if (arguments.threads > 0) at::set_num_threads(arguments.threads);
+  const auto place = group_from_environment();
+  device = device_of(arguments, place);
+  if (place) group = Communicator::join(*place, device, kGroupTimeout);
+}
+
+TrainingRun make_run(const TrainingArguments& arguments, RunConfig config,
+                     const std::filesystem::path& tokenizer_folder,
+                     const TrainingProcess& process) {
+  if (arguments.minutes) scale_to_minutes(config, *arguments.minutes);
   return {.config = std::move(config),
-          .folder = out,
+          .folder = arguments.out,
           .tokenizer_folder = tokenizer_folder,
-          .device = parse_device(device),
-          .start = resume ? RunStart::kResume : RunStart::kNew};
+          .device = process.device,
+          .start = arguments.resume ? RunStart::kResume : RunStart::kNew,
+          .group = &process.group};
 }
 
 void run_training(const TrainingArguments& arguments, const TrainingRun& run,
                   const Tokenizer& tokenizer) {
   check_run_folder(run);
   const auto text = tokenize(read_documents(arguments.data), tokenizer);
+  if (run.group->rank() != 0) return train(run, tokenizer, text, [](const TrainingProgress&) {});
   fmt::print(stderr, "indexcache: {} tokens of text\n", text.tokens.size());
   StageProgress progress(run.config);
   train(run, tokenizer, text, [&](const TrainingProgress& now) { progress.update(now); });

@@ -80,6 +80,47 @@ for file in "$work"/nearest/model/*; do
   cmp "$file" "$work/killed/model/$(basename "$file")" || fail "a kill changed $(basename "$file")"
 done
 
+# Two processes, as torchrun starts them, compute what one does but for the order of sums. In fp32 the loss of a step sums
+# 256 tokens' terms, so two orders differ by at most 256 u = 1.6e-5 of it (u = 2^-24), a gradient likewise; with Adam's eps far
+# above the gradients, a step moves a weight by at most rate / eps times what its gradient differs by, which six steps of
+# rate .01, eps .01 keep below 1e-3 of the loss. Processes that summed or weighted wrongly would differ in the first digit.
+sed 's/"seed": 3/"seed": 3, "optimizer": {"eps": 0.01}/; s/"log_steps": 2/"log_steps": 1/; s/"sequences": 2/"sequences": 3/' \
+  "$work/distill.json" > "$work/group.json"
+sed -i 's/"checkpoint_steps": 2/"checkpoint_steps": 2, "data": {"retrieval_share": 0.4, "keys": [1, 2], "answer_weight": 4}/' "$work/group.json"
+one() { # one OUT [OPTION...]: of a group, or alone
+  local out=$1
+  shift
+  "$indexcache" distill "$model" --pattern -1,-1,0,1 --config "$work/group.json" --data "$work/text.txt" --out "$work/$out" \
+    --threads 1 "$@"
+}
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$port WORLD_SIZE=2
+RANK=1 one group > "$work/out1" 2> "$work/log1" &
+pid=$!
+RANK=0 one group > "$work/out" 2> "$work/log" || fail "rank 0: $(tail -n 1 "$work/log")"
+wait $pid || fail "rank 1: $(tail -n 1 "$work/log1")"
+[ ! -s "$work/out1" ] && [ ! -s "$work/log1" ] || fail "both processes speak"
+WORLD_SIZE=4 RANK=9 one x > /dev/null 2> "$work/log" && fail "rank 9 of 4"
+grep -q "RANK" "$work/log" || fail "no word of RANK: $(cat "$work/log")"
+unset MASTER_ADDR MASTER_PORT WORLD_SIZE
+one alone > /dev/null 2> "$work/log" || fail "alone: $(tail -n 1 "$work/log")"
+python3 - "$work/alone/curves.jsonl" "$work/group/curves.jsonl" <<'PYTHON' || fail "two processes differ from one"
+import json, sys
+alone, group = ([json.loads(line) for line in open(path)] for path in sys.argv[1:])
+assert len(alone) == len(group) >= 6, (len(alone), len(group))
+for step, (a, b) in enumerate(zip(alone, group)):
+    bound = 1.6e-5 if step == 0 else 1e-3
+    for key in ("loss", "answer_loss", "kl", "grad_norm"):
+        ours, theirs = (x.get(key, []) for x in (a, b))
+        ours, theirs = (x if isinstance(x, list) else [x] for x in (ours, theirs))
+        assert len(ours) == len(theirs)
+        for x, y in zip(ours, theirs):
+            assert abs(x - y) <= bound * abs(x) + 1e-7, (step, key, x, y)
+    assert a.get("expert_load") == b.get("expert_load") or step > 0, step
+assert any("answer_loss" in x for x in alone)
+PYTHON
+[ -e "$work/group/model/model.safetensors" ] || fail "the group left no model"
+
 # refused PATTERN OPTION...: exit code 1 and one line that matches.
 refused() {
   local pattern=$1 code=0

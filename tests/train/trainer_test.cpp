@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/model/model.h"
+#include "indexcache/train/training_state.h"
 #include "support/thrown.h"
 #include "train/trainer_fixture.h"
 
