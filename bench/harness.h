@@ -71,6 +71,15 @@ inline std::vector<Timing> time_interleaved(const std::vector<std::function<void
   return timings;
 }
 
+// As /proc/cpuinfo names it.
+inline std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
 struct Case {
   std::string name;
   at::ScalarType dtype = at::kFloat;
@@ -122,14 +131,6 @@ class Suite {
   }
 
  private:
-  static std::string cpu_name() {
-    std::ifstream info("/proc/cpuinfo");
-    for (std::string line; std::getline(info, line);) {
-      if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-    }
-    return "unknown";
-  }
-
   void measure(const Case& c) {
     constexpr std::int64_t kSize = 2048;
     constexpr std::int64_t kCopyFloats = std::int64_t{1} << 26;  // beyond any cache

@@ -55,6 +55,9 @@ std::optional<GroupPlace> group_from_environment() {
     throw variable_error("MASTER_ADDR", "a host name or an address", quote(place.address));
   }
   place.port = read_integer("MASTER_PORT", 1, 65535, "a port in [1, 65535]");
+  if (std::getenv("LOCAL_RANK") != nullptr) {
+    place.local_rank = read_integer("LOCAL_RANK", 0, place.rank, "an integer in [0, RANK]");
+  }
   // torchrun's agent, where it has a store of its own, already listens on that port.
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
   if (agent != nullptr && std::string_view(agent) == "True") place.meeting = Meeting::kAtLauncher;

@@ -15,9 +15,9 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   // In the order of --help.
-  const std::vector<void (*)(CLI::App&)> verbs = {add_inspect, add_search, add_overlap,
-                                                  add_train,   add_eval,   add_generate,
-                                                  add_bench,   add_trace,  add_selftest};
+  const std::vector<void (*)(CLI::App&)> verbs = {add_inspect, add_search,  add_overlap,  add_train,
+                                                  add_distill, add_eval,    add_generate, add_bench,
+                                                  add_trace,   add_selftest};
   for (const auto add : verbs) add(app);
   try {
     app.parse(argc, argv);

@@ -28,17 +28,12 @@ void ModelArguments::add_to(CLI::App& app) {
 Checkpoint ModelArguments::open() const {
   if (threads > 0) at::set_num_threads(threads);
   auto checkpoint = Checkpoint::open(folder);
-  for (const auto& notice : checkpoint.notices()) {
-    fmt::print(stderr, "indexcache: notice: {}\n", notice);
-  }
+  print_notices(checkpoint);
   return checkpoint;
 }
 
 Model ModelArguments::load(const Checkpoint& checkpoint) const {
-  if (device == "cuda" && !at::hasCUDA()) {
-    throw expectation_error("--device", "a machine and a build with CUDA", "none");
-  }
-  return Model::load(checkpoint, {.device = at::Device(device == "cuda" ? at::kCUDA : at::kCPU),
+  return Model::load(checkpoint, {.device = parse_device(device),
                                   .dtype = dtype == "bf16" ? at::kBFloat16 : at::kFloat,
                                   .latent_norm_eps = latent_norm_eps});
 }
@@ -79,12 +74,29 @@ std::optional<Pattern> pattern_of_file(const std::string& text, int num_layers) 
 
 }  // namespace
 
+void print_notices(const Checkpoint& checkpoint) {
+  for (const auto& notice : checkpoint.notices()) {
+    fmt::print(stderr, "indexcache: notice: {}\n", notice);
+  }
+}
+
+at::Device parse_device(const std::string& name) {
+  if (name == "cuda" && !at::hasCUDA()) {
+    throw expectation_error("--device", "a machine and a build with CUDA", "none");
+  }
+  return at::Device(name == "cuda" ? at::kCUDA : at::kCPU);
+}
+
+Pattern resolve_pattern(const std::string& text, const ModelConfig& config) {
+  if (text == "model") return config.schedule;
+  const auto pattern = pattern_of_file(text, config.num_layers);
+  return pattern ? *pattern : Pattern::parse(text, config.num_layers);
+}
+
 Pattern resolve_pattern(const std::string& text, const Model& model) {
-  auto pattern = text == "model" ? std::optional(model.config().schedule)
-                                 : pattern_of_file(text, model.num_layers());
-  if (!pattern) pattern = Pattern::parse(text, model.num_layers());
-  model.check_pattern(*pattern);
-  return *pattern;
+  auto pattern = resolve_pattern(text, model.config());
+  model.check_pattern(pattern);
+  return pattern;
 }
 
 Tokenizer read_tokenizer(const std::filesystem::path& folder, const ModelConfig& config) {

@@ -35,8 +35,13 @@ struct TextArguments {
   std::vector<Sequence> read(const Tokenizer& tokenizer) const;
 };
 
+void print_notices(const Checkpoint& checkpoint);  // to stderr
+
+at::Device parse_device(const std::string& name);  // "cpu" or "cuda"
+
 // The pattern that --pattern TEXT names for a model: "model", the grammar of Pattern::parse, or
-// FILE[:KEEP] (a pattern file).
+// FILE[:KEEP] (a pattern file). With a Model, its indexers are checked too.
+Pattern resolve_pattern(const std::string& text, const ModelConfig& config);
 Pattern resolve_pattern(const std::string& text, const Model& model);
 
 // tokenizer.json of a folder, for a model of `config`. Throws InputError if it has ids beyond the

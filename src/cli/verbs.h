@@ -10,6 +10,7 @@ void add_inspect(CLI::App& app);
 void add_search(CLI::App& app);
 void add_overlap(CLI::App& app);
 void add_train(CLI::App& app);
+void add_distill(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_bench(CLI::App& app);

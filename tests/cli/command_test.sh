@@ -59,6 +59,7 @@ open_model() {
     eval) echo eval "$2" "${text[@]}" --json "$folder/out.json" ;;
     generate) echo generate "$2" --prompt x ;;
     bench) echo bench "$2" --json "$folder/out.json" ;;
+    distill) echo distill "$2" --pattern full --config models/distill.json --data README.md --out "$folder/out.json" ;;
     trace) echo trace "$2" --ids "$folder/ids.json" --out "$folder/out.safetensors" ;;
     *) return 1 ;;
   esac
@@ -83,7 +84,7 @@ for verb in $verbs; do
   expect_error "$folder/hollow" $(open_model "$verb" "$folder/hollow")
   expect_error "$folder/torn/model.safetensors" $(open_model "$verb" "$folder/torn")
 done
-[ "$opening" -ge 7 ] || { echo "expected at least 7 verbs that open a model, found $opening"; failures=$((failures + 1)); }
+[ "$opening" -ge 8 ] || { echo "expected at least 8 verbs that open a model, found $opening"; failures=$((failures + 1)); }
 expect_error "expected a model folder with a config.json" inspect "$folder/empty"
 
 expect_error "expected" trace "$model" --ids "$folder/ids.json" --out "$folder/none/out.safetensors"

@@ -102,5 +102,21 @@ TEST(Batches, ShortTextAndLargeVocabulariesAreErrors) {
               ::testing::HasSubstr("300"));
 }
 
+TEST(BatchRows, AreEvenAndCoverTheStep) {
+  for (const int processes : {1, 2, 3, 5}) {
+    for (const std::int64_t sequences : {5, 6, 7, 12}) {
+      std::int64_t next = 0;
+      for (int rank = 0; rank < processes; ++rank) {
+        const auto rows = rows_of(sequences, rank, processes);
+        EXPECT_EQ(rows.first, next);
+        EXPECT_GE(rows.count, sequences / processes);
+        EXPECT_LE(rows.count, sequences / processes + 1);
+        next += rows.count;
+      }
+      EXPECT_EQ(next, sequences);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace indexcache

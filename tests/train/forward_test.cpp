@@ -22,7 +22,10 @@ using testing::tiny_stage;
 
 struct TinyModel {
   explicit TinyModel(nlohmann::json json)
-      : config(parse_run_config(json, "test")), parameters(list_parameters(config.model, weights)) {
+      : config(parse_run_config(json, "test")),
+        parameters(list_parameters(
+            config.model,
+            std::vector<bool>(static_cast<std::size_t>(config.model.num_layers), true), weights)) {
     initialize(parameters, config.model.num_layers, 0.1, 5, at::kCPU);
   }
 
@@ -35,7 +38,7 @@ struct TinyModel {
 
   TrainingForward forward(StageKind kind, const TrainingBatch& batch) const {
     return training_forward(weights, block_shape(config.model, {}), rope_frequencies(config.model),
-                            batch, kind);
+                            batch, kind, config.pattern, config.index_loss);
   }
 
   RunConfig config;
@@ -53,30 +56,113 @@ TrainingBatch random_batch(const ModelConfig& model, std::int64_t sequences, std
 nlohmann::json run_json() { return tiny_run_json({tiny_stage("lm", 1e-2, 500)}); }
 
 // The trainer's sparse stage computes what the model, exported and loaded, computes by its own
-// path: absorbed attention over index sets.
+// path: absorbed attention over index sets, its own or another layer's.
 TEST(TrainingForward, SparseStageIsTheModelThatInferenceRuns) {
-  at::manual_seed(1);
-  TinyModel tiny(run_json());
-  for (auto& parameter : tiny.parameters) {  // what bf16 files keep
-    if (parameter.storage != ParameterStorage::kFp32) {
-      *parameter.tensor = parameter.tensor->to(at::kBFloat16).to(at::kFloat);
+  for (const char* pattern : {"FFFF", "FSFS", "-1,-1,0,1"}) {
+    at::manual_seed(1);
+    auto json = testing::tiny_four_layers(run_json());
+    json["pattern"] = pattern;
+    TinyModel tiny(json);
+    for (auto& parameter : tiny.parameters) {  // what bf16 files keep
+      if (parameter.storage != ParameterStorage::kFp32) {
+        *parameter.tensor = parameter.tensor->to(at::kBFloat16).to(at::kFloat);
+      }
+    }
+    TemporaryFolder folder;
+    export_model(folder.path() / "model", tiny.config, tiny.parameters, {});
+    const auto checkpoint = Checkpoint::open(folder.path() / "model");
+    const auto model = Model::load(checkpoint, {});
+    EXPECT_EQ(model.config().schedule, tiny.config.pattern);
+
+    constexpr std::int64_t kContext = 96;  // six times the top k
+    const auto batch = random_batch(tiny.config.model, 1, kContext);
+    const auto trained = tiny.forward(StageKind::kSparse, batch);
+    auto cache = model.make_cache(tiny.config.pattern, kContext);
+    const auto hidden = model.forward(batch.inputs[0], cache);
+    const auto losses = model.token_losses(hidden, batch.targets[0]);
+    EXPECT_LT((losses - trained.token_losses).abs().max().item<float>(), 1e-3f) << pattern;
+
+    const auto dense = tiny.forward(StageKind::kLanguageModel, batch);
+    EXPECT_GT((dense.token_losses - trained.token_losses).abs().max().item<float>(), 1e-2f);
+    tiny.config.pattern = Pattern::full(4);
+    if (std::string(pattern) != "FFFF") {
+      const auto full = tiny.forward(StageKind::kSparse, batch);
+      EXPECT_GT((full.token_losses - trained.token_losses).abs().max().item<float>(), 1e-2f);
     }
   }
-  TemporaryFolder folder;
-  export_model(folder.path() / "model", tiny.config, tiny.parameters, {});
-  const auto checkpoint = Checkpoint::open(folder.path() / "model");
-  const auto model = Model::load(checkpoint, {});
+}
 
-  constexpr std::int64_t kContext = 96;  // six times the top k
-  const auto batch = random_batch(tiny.config.model, 1, kContext);
-  const auto trained = tiny.forward(StageKind::kSparse, batch);
-  auto cache = model.make_cache(Pattern::full(2), kContext);
-  const auto hidden = model.forward(batch.inputs[0], cache);
-  const auto losses = model.token_losses(hidden, batch.targets[0]);
-  EXPECT_LT((losses - trained.token_losses).abs().max().item<float>(), 1e-3f);
+std::vector<at::Tensor> indexer_gradients(const nlohmann::json& json, StageKind kind) {
+  at::manual_seed(6);
+  TinyModel tiny(json);
+  tiny.track();
+  const auto batch = random_batch(tiny.config.model, 2, 48);
+  const auto forward = tiny.forward(kind, batch);
+  EXPECT_EQ(forward.kl.size(), static_cast<std::size_t>(tiny.config.pattern.num_full()));
+  forward.loss.backward();
+  std::vector<at::Tensor> gradients;
+  for (const auto& parameter : tiny.parameters) {
+    if (parameter.part != ParameterPart::kIndexer) continue;
+    const auto& gradient = parameter.tensor->grad();
+    EXPECT_EQ(gradient.defined(), tiny.config.pattern.is_full(parameter.layer)) << parameter.name;
+    if (gradient.defined()) gradients.push_back(gradient.clone());
+  }
+  return gradients;
+}
 
-  const auto dense = tiny.forward(StageKind::kLanguageModel, batch);
-  EXPECT_GT((dense.token_losses - trained.token_losses).abs().max().item<float>(), 1e-2f);
+double largest_difference(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  double largest = 0;
+  EXPECT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    largest = std::max(largest, (a[i] - b[i]).abs().max().item<double>());
+  }
+  return largest;
+}
+
+// Both forms, nearest and routed: the two cross-layer losses move the kept indexers alike, DSA's own
+// loss moves them elsewhere, and a Shared layer's indexer is not touched.
+TEST(TrainingForward, KeptIndexersLearnFromTheirReaders) {
+  for (const char* pattern : {"FSSS", "FFSS", "-1,-1,0,1"}) {
+    for (const auto kind :
+         {StageKind::kIndexerWarmup, StageKind::kSparse, StageKind::kSparseIndexer}) {
+      auto json = testing::tiny_four_layers(run_json());
+      json["pattern"] = pattern;
+      json["index_loss"] = "multi";
+      const auto multi = indexer_gradients(json, kind);
+      json["index_loss"] = "average";
+      const auto average = indexer_gradients(json, kind);
+      json["index_loss"] = "own";
+      const auto own = indexer_gradients(json, kind);
+      double scale = 0;
+      for (const auto& gradient : multi) {
+        scale = std::max(scale, gradient.abs().max().item<double>());
+      }
+      EXPECT_GT(scale, 0);
+      EXPECT_LT(largest_difference(multi, average), 1e-4 * scale) << pattern;
+      EXPECT_GT(largest_difference(multi, own), 1e-2 * scale) << pattern;
+    }
+  }
+}
+
+// Parts of a step, weighted by their shares, add up to it: what data-parallel processes do.
+TEST(TrainingForward, SharesAddUpToTheStep) {
+  at::manual_seed(7);
+  auto json = testing::tiny_four_layers(run_json());
+  json["pattern"] = "FSFS";
+  const TinyModel tiny(json);
+  const auto batch = random_batch(tiny.config.model, 3, 48);
+  const auto whole = tiny.forward(StageKind::kSparse, batch).loss;
+  at::Tensor sum = at::zeros({});
+  for (const auto& [first, count] : {std::pair(0, 1), std::pair(1, 2)}) {
+    const auto part = [&](const at::Tensor& x) { return x.narrow(0, first, count); };
+    sum = sum + tiny.forward(StageKind::kSparse, {.inputs = part(batch.inputs),
+                                                  .targets = part(batch.targets),
+                                                  .weights = part(batch.weights),
+                                                  .answers = part(batch.answers),
+                                                  .share = count / 3.0})
+                    .loss;
+  }
+  EXPECT_NEAR(sum.item<double>(), whole.item<double>(), 1e-4);
 }
 
 TEST(TrainingForward, SparseIsDenseUpToTheTopK) {
@@ -91,8 +177,8 @@ TEST(TrainingForward, SparseIsDenseUpToTheTopK) {
 // Which parameters learn in which stage, read off their gradients.
 TEST(TrainingForward, StagesTrainWhatTheySay) {
   at::manual_seed(3);
-  for (const auto kind :
-       {StageKind::kLanguageModel, StageKind::kIndexerWarmup, StageKind::kSparse}) {
+  for (const auto kind : {StageKind::kLanguageModel, StageKind::kIndexerWarmup, StageKind::kSparse,
+                          StageKind::kSparseIndexer}) {
     TinyModel tiny(run_json());
     tiny.track();
     const auto forward = tiny.forward(kind, random_batch(tiny.config.model, 2, 64));
@@ -103,7 +189,7 @@ TEST(TrainingForward, StagesTrainWhatTheySay) {
       const bool learns = gradient.defined() && gradient.abs().max().item<float>() > 0;
       const bool expected = parameter.part == ParameterPart::kIndexer
                                 ? kind != StageKind::kLanguageModel
-                                : kind != StageKind::kIndexerWarmup;
+                                : kind == StageKind::kLanguageModel || kind == StageKind::kSparse;
       EXPECT_EQ(learns, expected) << parameter.name << " in " << stage_name(kind);
     }
     EXPECT_EQ(forward.kl.size(), kind == StageKind::kLanguageModel ? 0u : 2u);
@@ -146,7 +232,8 @@ TEST(Parameters, BundledModelIsSmallEnough) {
       read_run_config(std::filesystem::path(INDEXCACHE_SOURCE_DIR) / "models" / "small-dsa.json");
   ModelWeights weights;
   std::int64_t bytes = 0, names = 0;
-  for (const auto& parameter : list_parameters(config.model, weights)) {
+  for (const auto& parameter : list_parameters(
+           config.model, std::vector<bool>(config.model.mlp_kinds.size(), true), weights)) {
     std::int64_t count = 1;
     for (const auto size : parameter.shape) count *= size;
     const bool fp8 = parameter.storage == ParameterStorage::kFp8;

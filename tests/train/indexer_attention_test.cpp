@@ -3,12 +3,20 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/einsum.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/log_softmax.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/xlogy.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
+
+#include <limits>
+#include <vector>
 
 namespace indexcache {
 namespace {
@@ -140,6 +148,123 @@ TEST(IndexerAttention, LossIsTheMeanOverQueries) {
                .kl.item<double>();
   }
   EXPECT_NEAR(both.item<double>(), sum / kBatch, 1e-12);
+}
+
+// Three layers that read from one Full layer, and that layer's indexer.
+struct Group {
+  std::vector<MlaExpanded> readers;
+  IndexerProjected indexer;
+};
+
+Group make_group() {
+  Group group{.readers = {}, .indexer = make_inputs(at::kDouble).indexer};
+  for (int i = 0; i < 3; ++i) group.readers.push_back(make_inputs(at::kDouble).attention);
+  return group;
+}
+
+// Loss and its gradients of q, keys and weights.
+Outcome learn(const IndexerProjected& indexer, const at::Tensor& loss) {
+  loss.backward();
+  Outcome outcome{.out = at::zeros({}, at::kDouble), .kl = loss.detach(), .gradients = {}};
+  for (auto input : {indexer.q, indexer.keys, indexer.weights}) {
+    outcome.gradients.push_back(input.grad().clone());
+    input.mutable_grad().reset();
+  }
+  return outcome;
+}
+
+Outcome learn_multi(const Group& group, const at::Tensor& sets, std::int64_t chunk) {
+  at::Tensor sum = at::zeros({}, at::kDouble);
+  for (const auto& reader : group.readers) {
+    sum = sum + indexer_attention(reader, kScale, group.indexer, sets, chunk).kl;
+  }
+  return learn(group.indexer, sum / static_cast<double>(group.readers.size()));
+}
+
+Outcome learn_average(const Group& group, const at::Tensor& sets, std::int64_t chunk) {
+  return learn(group.indexer, averaged_index_kl(group.readers, kScale, group.indexer, sets, chunk));
+}
+
+// The paper's Proposition 1: the gradients are equal, the values differ by what the indexer has no
+// part in.
+TEST(IndexLosses, MultiAndAverageHaveTheSameGradients) {
+  at::manual_seed(7);
+  for (const auto& sets : {at::Tensor(), some_sets(7)}) {
+    const auto group = make_group();
+    auto multi = learn_multi(group, sets, kSmall);
+    auto average = learn_average(group, sets, kSmall);
+    const double constant = (multi.kl - average.kl).item<double>();
+    EXPECT_GT(constant, 1e-3);  // KL is convex: Jensen
+    EXPECT_GT(average.gradients[0].abs().max().item<double>(), 1e-6);
+    multi.kl = average.kl;
+    expect_same(multi, average, 1e-13);
+
+    const Group other{.readers = group.readers, .indexer = make_inputs(at::kDouble).indexer};
+    const double again =
+        (learn_multi(other, sets, kSmall).kl - learn_average(other, sets, kSmall).kl)
+            .item<double>();
+    EXPECT_NEAR(again, constant, 1e-12);
+  }
+}
+
+TEST(IndexLosses, ChunksChangeNothing) {
+  at::manual_seed(8);
+  const auto group = make_group();
+  for (const auto& sets : {at::Tensor(), some_sets(7)}) {
+    expect_same(learn_average(group, sets, kWhole), learn_average(group, sets, kSmall), 1e-12);
+  }
+}
+
+// [B, T, T]: whether query t sees key s.
+at::Tensor visible_of(const at::Tensor& sets) {
+  auto visible = at::zeros({kBatch, kTokens, kTokens}, at::kBool);
+  for (std::int64_t b = 0; b < kBatch; ++b) {
+    for (std::int64_t t = 0; t < kTokens; ++t) {
+      for (std::int64_t i = 0; i < sets.size(2); ++i) {
+        const auto s = sets[b][t][i].item<int>();
+        if (s >= 0) visible[b][t][s] = true;
+      }
+    }
+  }
+  return visible;
+}
+
+// The definition written down with whole [T, T] matrices, for autograd.
+TEST(IndexLosses, AverageIsItsDefinition) {
+  at::manual_seed(9);
+  const auto group = make_group();
+  const auto sets = some_sets(7);
+  const auto hidden = visible_of(sets).logical_not();
+  const auto masked = [&](const at::Tensor& x, const at::Tensor& mask) {
+    return x.masked_fill(mask, -std::numeric_limits<double>::infinity());
+  };
+  at::Tensor mass = at::zeros({kBatch, kTokens, kTokens}, at::kDouble);
+  for (const auto& reader : group.readers) {
+    const auto logits = at::einsum("bthd,bshd->bhts", {reader.q.detach(), reader.k.detach()});
+    mass = mass + at::softmax(masked(logits * kScale, hidden.unsqueeze(1)), -1).mean(1) / 3.0;
+  }
+  const auto& indexer = group.indexer;
+  const auto products = at::einsum("bthd,bsd->bths", {indexer.q, indexer.keys}).relu();
+  const auto scores = at::einsum("bth,bths->bts", {indexer.weights, products});
+  const auto log_q = at::log_softmax(masked(scores, hidden), -1).masked_fill(hidden, 0);
+  const auto kl = (at::xlogy(mass, mass) - mass * log_q).sum(-1).mean();
+  expect_same(learn(indexer, kl), learn_average(group, sets, kSmall), 1e-12);
+}
+
+TEST(IndexLosses, AttentionAloneIsTheAttentionOfTheWalkThatLearns) {
+  at::manual_seed(10);
+  const auto inputs = make_inputs(at::kDouble);
+  const auto grad = at::randn({kBatch, kTokens, kHeads, kValueDim}, at::kDouble);
+  const auto sets = some_sets(7);
+  const auto both = run(inputs, sets, kSmall, grad, 0.0);
+  const auto alone = set_attention(inputs.attention, kScale, sets, kSmall);
+  EXPECT_TRUE(alone.detach().equal(both.out));
+  (alone * grad).sum().backward();
+  const auto& a = inputs.attention;
+  const at::Tensor inputs_of_attention[] = {a.q, a.k, a.v};
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(inputs_of_attention[i].grad().equal(both.gradients[i]));
+  }
 }
 
 TEST(IndexerAttention, OwnSetsAreCausalAndBestFirstOfTheirSequence) {

@@ -73,8 +73,35 @@ TEST(RunConfig, Fp8FoldersNeedWholeBlocks) {
 
 TEST(RunConfig, ModelsThatCannotBeTrainedAreRefused) {
   auto config = tiny_run_json({tiny_stage("lm", 1e-2, 500)});
+  config["model"]["tie_word_embeddings"] = true;
+  EXPECT_THAT(error_of(config), HasSubstr("tie_word_embeddings"));
+}
+
+TEST(RunConfig, NumbersBeyondUseAreRefused) {
+  const auto with = [](const char* pointer, const json& value) {
+    auto config = tiny_run_json({tiny_stage("lm", 1e-2, 500)});
+    config[json::json_pointer(pointer)] = value;
+    return config;
+  };
+  for (const json& keys : {json(5), json::array(), json{0}, json{1LL << 33}, json{"2"}}) {
+    EXPECT_THAT(error_of(with("/data/keys", keys)), HasSubstr("keys: expected a list")) << keys;
+  }
+  EXPECT_THAT(error_of(with("/stages/0/phases/0/sequences", 1LL << 40)), HasSubstr("sequences"));
+  EXPECT_THAT(error_of(with("/seed", 18'000'000'000'000'000'000ULL)), HasSubstr("seed"));
+  EXPECT_THAT(error_of(with("/export/shard_megabytes", 1LL << 40)), HasSubstr("shard_megabytes"));
+}
+
+TEST(RunConfig, PatternIsTheModelsScheduleUnlessStated) {
+  auto config = tiny_run_json({tiny_stage("lm", 1e-2, 500)});
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::full(2));
   config["model"]["indexer_types"] = {"full", "shared"};
-  EXPECT_THAT(error_of(config), HasSubstr("all layers Full"));
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::parse("FS", 2));
+  config["pattern"] = "FF";
+  EXPECT_EQ(parse_run_config(config, "x").pattern, Pattern::full(2));
+  config["pattern"] = "FSS";
+  EXPECT_THAT(error_of(config), HasSubstr("2"));
+  config["pattern"] = 3;
+  EXPECT_THAT(error_of(config), HasSubstr("pattern"));
 }
 
 TEST(RunConfig, BundledConfigsAreValid) {

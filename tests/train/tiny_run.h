@@ -63,6 +63,13 @@ inline nlohmann::json tiny_run_json(const std::vector<nlohmann::json>& stages) {
           {"checkpoint_seconds", 0}};
 }
 
+// Four layers instead of two, so that patterns differ.
+inline nlohmann::json tiny_four_layers(nlohmann::json run) {
+  run["model"]["num_hidden_layers"] = 4;
+  run["model"]["mlp_layer_types"] = {"dense", "sparse", "dense", "dense"};
+  return run;
+}
+
 // Made-up words, 40 in all and equally frequent, in which each tells the next up to one bit: a
 // unigram's loss is log 40 = 3.7, that of whoever has learned them log 2 = .7.
 inline TokenStream tiny_text(const Tokenizer& tokenizer, int num_words) {

@@ -5,81 +5,33 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
+#include <functional>
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/model/model.h"
+#include "indexcache/train/training_state.h"
 #include "support/thrown.h"
-#include "train/tiny_run.h"
+#include "train/trainer_fixture.h"
 
 namespace indexcache {
 namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
-using testing::kTinyWords;
-using testing::TemporaryFolder;
 using testing::tiny_run_json;
 using testing::tiny_stage;
 using testing::tiny_text;
-using testing::tiny_tokenizer;
-using testing::TokenizerFolder;
-
-class TrainerTest : public ::testing::Test {
- protected:
-  TrainingRun run(const json& config, const std::string& name,
-                  RunStart start = RunStart::kNew) const {
-    return {.config = parse_run_config(config, "test"),
-            .folder = folder_.path() / name,
-            .tokenizer_folder = tokenizer_folder_.path(),
-            .start = start};
-  }
-  void train_quietly(const TrainingRun& run) const {
-    train(run, tokenizer_, text_, [](const TrainingProgress&) {});
-  }
-  std::vector<json> curves(const std::string& name) const {
-    std::ifstream file(folder_.path() / name / "curves.jsonl");
-    std::vector<json> records;
-    for (std::string line; std::getline(file, line);) records.push_back(json::parse(line));
-    return records;
-  }
-  std::string weights(const std::string& name) const {
-    return read_file(folder_.path() / name / "model" / "model.safetensors");
-  }
-
-  TemporaryFolder folder_;
-  TokenizerFolder tokenizer_folder_;
-  Tokenizer tokenizer_ = tiny_tokenizer(kTinyWords);
-  TokenStream text_ = tiny_text(tokenizer_, 20'000);
-};
+using testing::train_for;
+using testing::TrainerTest;
+using testing::untimed;
 
 json three_stages() {
   auto config = tiny_run_json({tiny_stage("lm", 1e-2, 2560), tiny_stage("indexer", 1e-2, 1280),
                                tiny_stage("sparse", 1e-3, 2560)});
   config["stages"][2]["fp8_aware"] = true;
   return config;
-}
-
-std::vector<json> untimed(std::vector<json> records) {
-  for (auto& record : records) {
-    record.erase("seconds");
-    record.erase("tokens_per_second");
-  }
-  return records;
-}
-
-// Stops a run after `steps` steps as a kill would: at once, with whatever is on the disk.
-struct Killed {};
-void train_for(const TrainingRun& run, int steps, const Tokenizer& tokenizer,
-               const TokenStream& text) {
-  try {
-    train(run, tokenizer, text, [&](const TrainingProgress&) {
-      if (--steps == 0) throw Killed();
-    });
-  } catch (const Killed&) {
-  }
 }
 
 TEST_F(TrainerTest, LearnsFarBelowTheUnigramEntropyInAllStages) {
@@ -205,6 +157,50 @@ TEST_F(TrainerTest, RunsAreNotMixedUp) {
   EXPECT_THAT(
       testing::thrown<InputError>([&] { train_quietly(run(config, "a", RunStart::kResume)); }),
       HasSubstr("checkpoint.safetensors"));
+}
+
+TEST_F(TrainerTest, PlacesOutsideTheRunAreRefused) {
+  const auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  train_quietly(run(config, "a"));
+  const auto file = folder_.path() / "a" / "checkpoint.safetensors";
+  const auto good = load_training_state(file);
+  const auto refused = [&](const std::function<void(RunPosition&)>& change) {
+    auto state = good;
+    change(state.position);
+    save_training_state(file, state);
+    return testing::thrown<InputError>([&] { train_quietly(run(config, "a", RunStart::kResume)); });
+  };
+  for (const int stage : {-1, 2, 1 << 30}) {
+    EXPECT_THAT(refused([&](RunPosition& at) { at.stage = stage; }), HasSubstr("run's stages"));
+  }
+  EXPECT_THAT(refused([](RunPosition& at) { at.stage = 0, at.phase = 1; }),
+              HasSubstr("run's stages"));
+  EXPECT_THAT(refused([](RunPosition& at) { at.phase_step = -5; }), HasSubstr("run's stages"));
+  EXPECT_THAT(refused([](RunPosition& at) { at.phase_used = -1; }), HasSubstr("run's stages"));
+}
+
+TEST_F(TrainerTest, WhatCannotBeWrittenIsRefusedBeforeAnyWork) {
+  const auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  folder_.write("file", "x");
+  auto below_a_file = run(config, "a");
+  below_a_file.folder = folder_.path() / "file" / "a";
+  EXPECT_THAT(testing::thrown<InputError>([&] { check_run_folder(below_a_file); }),
+              HasSubstr("cannot be made"));
+  std::filesystem::create_directories(folder_.path() / "b" / "model" / "inner");
+  EXPECT_THAT(testing::thrown<InputError>([&] { check_run_folder(run(config, "b")); }),
+              HasSubstr("inner"));
+  const auto held = run(config, "c");
+  check_run_folder(held);
+  const FolderLock lock(held.folder);
+  EXPECT_THAT(testing::thrown<InputError>([&] { train_quietly(held); }),
+              HasSubstr("another process"));
+}
+
+TEST_F(TrainerTest, PromptsThatDoNotFitAreRefusedBeforeAnyWork) {
+  auto config = tiny_run_json({tiny_stage("lm", 1e-2, 512)});
+  config["data"]["keys"] = {1, 40};  // 64 tokens of context
+  EXPECT_THAT(testing::thrown<InputError>([&] { train_quietly(run(config, "a")); }),
+              HasSubstr("64"));
 }
 
 TEST_F(TrainerTest, BudgetsInMinutesEndByTheClock) {

@@ -55,6 +55,23 @@ class AtomicFile {
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view contents);
 
+// A folder held by one process at a time, until the lock is destroyed or its process ends, however
+// that comes. Leaves nothing in the folder.
+class FolderLock {
+ public:
+  // Throws InputError if another process holds it.
+  explicit FolderLock(const std::filesystem::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_ = -1;
+};
+
+// Makes the folder and those above it where they are missing. Throws InputError if that fails.
+void make_folder(const std::filesystem::path& folder);
+
 // Throws InputError now if PATH could not be written later: its folder is missing or not writable,
 // or PATH is a folder.
 void check_writable(const std::filesystem::path& path);

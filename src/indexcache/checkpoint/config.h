@@ -114,8 +114,10 @@ std::vector<ScheduleReading> read_schedule_as_engines_do(const nlohmann::json& j
 //            indexer_types: no reader of that model type follows the key. Its transformers class
 //            knows no schedule at all and runs an indexer in every layer, so a folder meant for it
 //            must keep all indexers.
-//   routed   indexcache_sources alone. F/S keys could only state another, worse pattern, which
-//            other engines would run without a word.
-void set_schedule(ModelConfig& config, const Pattern& schedule);
+//   routed   indexcache_sources. F/S keys could only state another, worse pattern, which other
+//            engines would run without a word: they are written beside it only on request.
+enum class RoutedKeys { kSourcesAlone, kNearestBeside };
+void set_schedule(ModelConfig& config, const Pattern& schedule,
+                  RoutedKeys routed = RoutedKeys::kSourcesAlone);
 
 }  // namespace indexcache

@@ -117,7 +117,7 @@ Pattern read_schedule(const nlohmann::json& json, int num_layers, const std::str
   return statements.empty() ? Pattern::full(num_layers) : statements[0].pattern;
 }
 
-void set_schedule(ModelConfig& config, const Pattern& schedule) {
+void set_schedule(ModelConfig& config, const Pattern& schedule, RoutedKeys routed) {
   INDEXCACHE_ASSERT(schedule.num_layers() == config.num_layers);
   for (const char* key : {"indexer_types", "index_topk_pattern", "index_topk_freq",
                           "index_skip_topk_offset", "indexcache_sources"}) {
@@ -126,9 +126,9 @@ void set_schedule(ModelConfig& config, const Pattern& schedule) {
   config.schedule = schedule;
   if (!schedule.is_nearest()) {
     config.json["indexcache_sources"] = schedule.sources();
-    return;
+    if (routed == RoutedKeys::kSourcesAlone) return;
   }
-  config.json["index_topk_pattern"] = schedule.str();
+  config.json["index_topk_pattern"] = schedule.as_nearest().str();
   if (config.architecture == Architecture::kGlmMoeDsa) {
     auto types = nlohmann::json::array();
     for (int layer = 0; layer < schedule.num_layers(); ++layer) {

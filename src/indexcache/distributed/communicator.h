@@ -31,6 +31,7 @@ enum class Meeting {
 struct GroupPlace {
   int rank = 0;         // in [0, size)
   int size = 1;         // processes in the group
+  int local_rank = 0;   // among the processes of its machine
   std::string address;  // where they meet: a host name or an address, and
   int port = 0;         // a port in [1, 65535]
   Meeting meeting = Meeting::kAtFirst;

@@ -23,9 +23,17 @@ std::mt19937_64 generator_at(std::uint64_t seed, const BatchPlace& place, std::u
   return std::mt19937_64(state);
 }
 
+int num_chains(int num_keys) { return std::max(1, num_keys / 2); }  // a chain has several lines
+
 constexpr std::uint64_t kOrder = 0, kSequence = 1;  // what a generator draws
 
 }  // namespace
+
+BatchRows rows_of(std::int64_t sequences, int rank, int num_processes) {
+  const auto even = sequences / num_processes, more = sequences % num_processes;
+  return {.first = rank * even + std::min<std::int64_t>(rank, more),
+          .count = even + (rank < more ? 1 : 0)};
+}
 
 BatchSource::BatchSource(const RunConfig& config, const Tokenizer& tokenizer,
                          const TokenStream& stream)
@@ -43,6 +51,34 @@ BatchSource::BatchSource(const RunConfig& config, const Tokenizer& tokenizer,
     throw expectation_error("tokenizer",
                             fmt::format("at most the model's {} tokens", config.model.vocab_size),
                             fmt::format("{}", tokenizer.vocab_size()));
+  }
+  if (config.data.retrieval_share > 0) {
+    for (const auto& stage : config.stages) {
+      for (const auto& phase : stage.phases) check_retrieval(phase.context);
+    }
+  }
+}
+
+// The largest prompt of each task that the config asks for: it must not fail hours into a run.
+void BatchSource::check_retrieval(std::int64_t context) const {
+  const auto& data = config_->data;
+  const auto keys = *std::max_element(data.keys.begin(), data.keys.end());
+  std::vector<RetrievalOptions> largest;
+  if (data.single_needle_share + data.variable_tracking_share < 1) {
+    largest.push_back({.task = RetrievalTask::kMultiNeedle, .num_keys = keys, .context = context});
+  }
+  if (data.single_needle_share > 0) {
+    largest.push_back({.task = RetrievalTask::kSingleNeedle, .context = context});
+  }
+  if (data.variable_tracking_share > 0) {
+    largest.push_back({.task = RetrievalTask::kVariableTracking,
+                       .num_keys = num_chains(keys),
+                       .context = context});
+  }
+  auto random = generator_at(config_->seed, {}, kSequence, 0);
+  for (const auto& options : largest) {
+    const auto filler = std::span(stream_->tokens).first(static_cast<std::size_t>(context) + 1);
+    generator_.make(filler, options, random);
   }
 }
 
@@ -77,7 +113,7 @@ RetrievalPrompt BatchSource::retrieval(std::span<const std::int32_t> filler, std
     options.task = RetrievalTask::kSingleNeedle;
   } else if (drawn < data.single_needle_share + data.variable_tracking_share) {
     options.task = RetrievalTask::kVariableTracking;
-    options.num_keys = std::max(1, options.num_keys / 2);  // a chain has several lines
+    options.num_keys = num_chains(options.num_keys);
   }
   return generator_.make(filler, options, random);
 }

@@ -17,6 +17,12 @@ struct BatchPlace {
   std::int64_t step = 0;  // of the phase
 };
 
+// A process's rows of a step's `sequences`: as even as they go.
+struct BatchRows {
+  std::int64_t first = 0, count = 0;
+};
+BatchRows rows_of(std::int64_t sequences, int rank, int num_processes);
+
 // Row-major [sequences, context], as TrainingBatch.
 struct HostBatch {
   std::vector<std::int64_t> inputs, targets;
@@ -27,7 +33,8 @@ struct HostBatch {
 // Thread-safe. tokenizer and stream must outlive it.
 class BatchSource {
  public:
-  // Throws InputError if the text has no window of the longest context.
+  // Throws InputError if the text has no window of the longest context, or if some retrieval prompt
+  // of the config does not fit into its phase's context.
   BatchSource(const RunConfig& config, const Tokenizer& tokenizer, const TokenStream& stream);
 
   HostBatch make(const BatchPlace& place) const;
@@ -39,6 +46,7 @@ class BatchSource {
                                        std::int64_t length) const;
   RetrievalPrompt retrieval(std::span<const std::int32_t> filler, std::int64_t context,
                             std::mt19937_64& random) const;
+  void check_retrieval(std::int64_t context) const;
 
   const RunConfig* config_;
   const TokenStream* stream_;

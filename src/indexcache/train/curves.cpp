@@ -46,12 +46,20 @@ void StepSums::add(const TrainingForward& forward, const TrainingBatch& batch,
     accumulate(answers_, answers.sum());
     accumulate(tokens_, (1 - answers).sum());
   }
-  if (!forward.kl.empty()) accumulate(kl_, at::stack(forward.kl));
+  if (!forward.kl.empty()) accumulate(kl_, at::stack(forward.kl) * batch.share);
   std::vector<at::Tensor> loads;
   for (const auto& load : forward.expert_loads) {
     if (load.defined()) loads.push_back(load);
   }
   if (!loads.empty()) accumulate(load_, at::stack(loads));
+}
+
+void StepSums::gather(const Communicator& group) {
+  std::vector<at::Tensor> parts;
+  for (const auto& sum : {objective_, loss_, tokens_, answer_loss_, answers_, kl_}) {
+    if (sum.defined()) parts.push_back(sum);
+  }
+  group.sum(parts);
 }
 
 nlohmann::json StepSums::take(bool& finite) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "indexcache/distributed/communicator.h"
 #include "indexcache/train/forward.h"
 #include "indexcache/train/training_state.h"
 
@@ -17,10 +18,13 @@ namespace indexcache {
 // Sums what the steps since the last record gave, on the device: read only when a record is made.
 class StepSums {
  public:
+  // Loads and the norm are the whole step's, the rest this process's part.
   void add(const TrainingForward& forward, const TrainingBatch& batch, const at::Tensor& norm);
+  // Makes the sums those of all processes.
+  void gather(const Communicator& group);
   std::int64_t steps() const { return steps_; }
 
-  // {loss: of all tokens but answers, answer_loss, kl: [layer], grad_norm, expert_load: [layer:
+  // {loss: of all tokens but answers, answer_loss, kl: [Full layer], grad_norm, expert_load: [layer:
   // [expert's share of its layer's tokens]]}; then starts anew. `finite` says whether every loss
   // and norm was.
   nlohmann::json take(bool& finite);

@@ -66,10 +66,18 @@ class Exporter {
   std::vector<OutputTensor> tensors_;
 };
 
+bool stores_indexer(const RunConfig& config, int layer) {
+  return config.unused_indexers == UnusedIndexers::kKeep || config.pattern.is_full(layer);
+}
+
 }  // namespace
 
 ModelConfig export_config(const RunConfig& config) {
   auto model = config.model;
+  if (config.pattern != model.schedule || !config.pattern.is_nearest()) {
+    set_schedule(model, config.pattern, config.routed_keys);
+  }
+  if (model.num_mtp_layers > 0) model.json["num_nextn_predict_layers"] = model.num_mtp_layers = 0;
   model.json.erase("dtype");
   model.json["torch_dtype"] = "bfloat16";
   if (config.export_dtype == ExportDType::kBf16) return model;
@@ -78,7 +86,9 @@ ModelConfig export_config(const RunConfig& config) {
   for (int layer = 0; layer < model.num_layers; ++layer) {
     const auto prefix = fmt::format("model.layers.{}.", layer);
     kept.push_back(prefix + "self_attn.kv_a_proj_with_mqa");
-    kept.push_back(prefix + "self_attn.indexer.weights_proj");
+    if (stores_indexer(config, layer)) {
+      kept.push_back(prefix + "self_attn.indexer.weights_proj");
+    }
     if (model.mlp_kinds[static_cast<std::size_t>(layer)] == MlpKind::kSparse) {
       kept.push_back(prefix + "mlp.gate");
     }
@@ -95,7 +105,12 @@ ModelConfig export_config(const RunConfig& config) {
 std::vector<OutputTensor> export_tensors(const RunConfig& config,
                                          const std::vector<Parameter>& parameters) {
   Exporter exporter(config);
-  for (const auto& parameter : parameters) exporter.add(parameter);
+  for (const auto& parameter : parameters) {
+    if (parameter.part == ParameterPart::kIndexer && !stores_indexer(config, parameter.layer)) {
+      continue;
+    }
+    exporter.add(parameter);
+  }
   return exporter.take();
 }
 

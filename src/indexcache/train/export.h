@@ -11,7 +11,8 @@
 
 namespace indexcache {
 
-// The config with `quantization_config` for FP8; what stays bf16 stands in modules_to_not_convert:
+// The config with the run's pattern as its schedule, without MTP layers, and with
+// `quantization_config` for FP8; what stays bf16 stands in modules_to_not_convert:
 // kv_a_proj_with_mqa, embeddings, head, routers, weights_proj.
 ModelConfig export_config(const RunConfig& config);
 // One tensor an expert and projection; norms, embeddings, head and routing in bf16, the selection

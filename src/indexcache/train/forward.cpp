@@ -8,6 +8,9 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/stack.h>
 
+#include <map>
+
+#include "indexcache/base/error.h"
 #include "indexcache/layers/norm.h"
 #include "indexcache/train/indexer_attention.h"
 #include "indexcache/train/lm_loss.h"
@@ -29,19 +32,37 @@ at::Tensor dense_attention(const MlaExpanded& attention, double scale) {
       .narrow(-1, 0, attention.v.size(-1));
 }
 
+// A Full layer while layers read from it.
+struct Source {
+  IndexerProjected indexer;
+  at::Tensor index_set;              // undefined in the dense form
+  std::vector<MlaExpanded> readers;  // so far; for L_avg
+  at::Tensor kl;                     // L_multi's sum so far
+};
+
 class Pass {
  public:
-  Pass(const BlockShape& shape, const RopeTable& rope, StageKind kind, TrainingForward& result)
-      : shape_(shape), rope_(rope), kind_(kind), result_(result) {}
+  Pass(const BlockShape& shape, const RopeTable& rope, StageKind kind, const Pattern& pattern,
+       IndexLoss index_loss, TrainingForward& result)
+      : shape_(shape),
+        rope_(rope),
+        kind_(kind),
+        pattern_(pattern),
+        index_loss_(index_loss),
+        losses_(static_cast<std::size_t>(pattern.num_layers())),
+        result_(result) {}
 
-  at::Tensor block(const at::Tensor& hidden, const BlockWeights& weights) {
-    const at::AutoGradMode gradients(kind_ != StageKind::kIndexerWarmup);
+  at::Tensor block(int layer, const at::Tensor& hidden, const BlockWeights& weights) {
+    const at::AutoGradMode gradients(trains_model(kind_));
     const auto x = rms_norm(hidden, weights.input_norm, shape_.rms_norm_eps);
     const auto projected = mla_project(x, weights.mla, shape_.mla, rope_);
     const auto expanded = mla_expand(projected, weights.mla, shape_.mla);
-    const auto attended = kind_ == StageKind::kLanguageModel
-                              ? dense_attention(expanded, shape_.mla.softmax_scale)
-                              : attend_and_train(x, projected, expanded, *weights.indexer);
+    if (trains_indexers(kind_) && pattern_.is_full(layer)) {
+      sources_.emplace(layer, make_source(x, projected, *weights.indexer));
+    }
+    const auto attended = trains_indexers(kind_)
+                              ? attend_and_train(layer, expanded)
+                              : dense_attention(expanded, shape_.mla.softmax_scale);
     const auto residual = hidden + at::linear(attended.flatten(-2), weights.mla.o_proj);
     const auto normed = rms_norm(residual, weights.post_attention_norm, shape_.rms_norm_eps);
     at::Tensor load;
@@ -50,50 +71,113 @@ class Pass {
     return out;
   }
 
-  const std::vector<at::Tensor>& losses() const { return losses_; }
+  // A Full layer's each, in their order.
+  std::vector<at::Tensor> losses() const {
+    std::vector<at::Tensor> losses;
+    for (const int layer : pattern_.full_layers()) {
+      losses.push_back(losses_[static_cast<std::size_t>(layer)]);
+    }
+    return losses;
+  }
 
  private:
-  at::Tensor attend_and_train(const at::Tensor& x, const MlaProjected& projected,
-                              const MlaExpanded& expanded, const IndexerWeights& weights) {
+  Source make_source(const at::Tensor& x, const MlaProjected& projected,
+                     const IndexerWeights& weights) const {
     const at::AutoGradMode gradients(true);
-    const auto indexer =
+    Source source;
+    source.indexer =
         indexer_project(x.detach(), projected.q_latent.detach(), weights, shape_.indexer, rope_);
-    const auto index_set =
-        kind_ == StageKind::kSparse ? select_own_sets(indexer, shape_.indexer.top_k) : at::Tensor();
-    const auto attended = indexer_attention(expanded, shape_.mla.softmax_scale, indexer, index_set,
-                                            x.is_cuda() ? kCudaChunk : kCpuChunk);
-    losses_.push_back(attended.kl);
-    result_.kl.push_back(attended.kl.detach());
-    return kind_ == StageKind::kSparse ? attended.out : attended.out.detach();
+    if (is_sparse(kind_)) source.index_set = select_own_sets(source.indexer, shape_.indexer.top_k);
+    return source;
   }
+
+  at::Tensor attend_and_train(int layer, const MlaExpanded& expanded) {
+    const int from = pattern_.is_full(layer) ? layer : pattern_.source(layer);
+    auto& source = sources_.at(from);
+    const auto out =
+        index_loss_ == IndexLoss::kAverage || (index_loss_ == IndexLoss::kOwn && layer != from)
+            ? attend(expanded, source)
+            : attend_with_kl(expanded, source);
+    if (index_loss_ == IndexLoss::kAverage) source.readers.push_back(expanded);
+    if (layer == pattern_.last_reader(from)) {
+      losses_[static_cast<std::size_t>(from)] = loss_of(from, source);
+      sources_.erase(from);
+    }
+    return out;
+  }
+
+  at::Tensor attend(const MlaExpanded& expanded, const Source& source) const {
+    return is_sparse(kind_) ? set_attention(expanded, shape_.mla.softmax_scale, source.index_set,
+                                            chunk_of(expanded.q))
+                            : dense_attention(expanded, shape_.mla.softmax_scale);
+  }
+
+  at::Tensor attend_with_kl(const MlaExpanded& expanded, Source& source) const {
+    const at::AutoGradMode gradients(true);
+    const auto attended = indexer_attention(expanded, shape_.mla.softmax_scale, source.indexer,
+                                            source.index_set, chunk_of(expanded.q));
+    source.kl = source.kl.defined() ? source.kl + attended.kl : attended.kl;
+    return trains_model(kind_) ? attended.out : attended.out.detach();
+  }
+
+  at::Tensor loss_of(int layer, const Source& source) const {
+    const at::AutoGradMode gradients(true);
+    switch (index_loss_) {
+      case IndexLoss::kOwn:
+        return source.kl;
+      case IndexLoss::kMulti:
+        return source.kl / static_cast<double>(pattern_.readers(layer).size());
+      case IndexLoss::kAverage:
+        return averaged_index_kl(source.readers, shape_.mla.softmax_scale, source.indexer,
+                                 source.index_set, chunk_of(source.indexer.q));
+    }
+    INDEXCACHE_ASSERT(false);
+  }
+
+  static std::int64_t chunk_of(const at::Tensor& x) { return x.is_cuda() ? kCudaChunk : kCpuChunk; }
 
   const BlockShape& shape_;
   const RopeTable& rope_;
   const StageKind kind_;
+  const Pattern& pattern_;
+  const IndexLoss index_loss_;
+  std::map<int, Source> sources_;
+  std::vector<at::Tensor> losses_;  // [layers]
   TrainingForward& result_;
-  std::vector<at::Tensor> losses_;
 };
 
 }  // namespace
 
+bool trains_model(StageKind kind) {
+  return kind == StageKind::kLanguageModel || kind == StageKind::kSparse;
+}
+bool trains_indexers(StageKind kind) { return kind != StageKind::kLanguageModel; }
+bool is_sparse(StageKind kind) {
+  return kind == StageKind::kSparse || kind == StageKind::kSparseIndexer;
+}
+
 TrainingForward training_forward(const ModelWeights& weights, const BlockShape& shape,
                                  const RopeFrequencies& rope, const TrainingBatch& batch,
-                                 StageKind kind) {
+                                 StageKind kind, const Pattern& pattern, IndexLoss index_loss) {
   TrainingForward result;
   const auto table = make_rope_table(rope, 0, batch.inputs.size(1));
-  Pass pass(shape, table, kind, result);
+  Pass pass(shape, table, kind, pattern, index_loss, result);
   auto hidden = at::embedding(weights.embedding, batch.inputs);
-  for (const auto& block : weights.blocks) hidden = pass.block(hidden, block);
+  for (int layer = 0; layer < pattern.num_layers(); ++layer) {
+    hidden = pass.block(layer, hidden, weights.blocks[static_cast<std::size_t>(layer)]);
+  }
 
-  if (kind != StageKind::kIndexerWarmup) {
+  if (trains_model(kind)) {
     const auto normed = rms_norm(hidden, weights.final_norm, shape.rms_norm_eps);
     const auto lm = lm_loss(normed.flatten(0, 1), weights.head, batch.targets.flatten(),
                             batch.weights.flatten());
     result.loss = lm.loss;
     result.token_losses = lm.token_losses.detach();
   }
-  if (kind != StageKind::kLanguageModel) {
-    const auto kl = at::stack(pass.losses()).sum();
+  if (trains_indexers(kind)) {
+    const auto losses = at::stack(pass.losses());
+    result.kl = losses.detach().unbind();
+    const auto kl = losses.sum() * batch.share;
     result.loss = result.loss.defined() ? result.loss + kl : kl;
   }
   return result;

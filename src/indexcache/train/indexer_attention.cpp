@@ -63,43 +63,89 @@ at::Tensor visible_keys(const at::Tensor& index_set, const Chunk& chunk, at::Dev
   return visible.scatter_(2, column, true).narrow(2, 0, chunk.end());
 }
 
-// Saved, and differentiated, head-major: q, k, v [B, h, T, .].
+// index_kl summed over the chunks of a walk, with the gradients of the sum.
+class IndexKlSum {
+ public:
+  explicit IndexKlSum(const IndexerProjected& indexer)
+      : indexer_(indexer),
+        grad_keys_(at::zeros(indexer.keys.sizes(),
+                             indexer.keys.options().dtype(wide_dtype(indexer.keys)))),
+        kl_(at::zeros({}, grad_keys_.options())) {}
+
+  void add(const Chunk& chunk, const at::Tensor& mass, const at::Tensor& visible) {
+    const auto loss = index_kl(mass, indexer_.q.narrow(1, chunk.begin, chunk.count),
+                               indexer_.keys.narrow(1, 0, chunk.end()),
+                               indexer_.weights.narrow(1, chunk.begin, chunk.count), visible);
+    kl_.add_(loss.kl.sum());
+    grad_q_.push_back(loss.grad_q);
+    grad_weights_.push_back(loss.grad_weights);
+    grad_keys_.narrow(1, 0, chunk.end()).add_(loss.grad_keys);
+  }
+
+  at::Tensor kl() const { return kl_; }
+  // Of q, keys and weights.
+  variable_list gradients() const {
+    return {at::cat(grad_q_, 1), grad_keys_.to(indexer_.keys.scalar_type()),
+            at::cat(grad_weights_, 1)};
+  }
+
+ private:
+  const IndexerProjected& indexer_;
+  at::Tensor grad_keys_, kl_;
+  std::vector<at::Tensor> grad_q_, grad_weights_;
+};
+
+double num_queries(const IndexerProjected& indexer) {
+  return static_cast<double>(indexer.q.size(0) * indexer.q.size(1));
+}
+
+variable_list scaled(const variable_list& gradients, const at::Tensor& factor) {
+  variable_list result;
+  for (const auto& gradient : gradients) {
+    result.push_back(gradient * factor.to(gradient.scalar_type()));
+  }
+  return result;
+}
+
+// Saved, and differentiated, head-major: q, k, v [B, h, T, .]. Without index_q there is no KL.
 class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttentionFunction> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const at::Tensor& index_q,
-                               const at::Tensor& index_keys, const at::Tensor& index_weights,
+                               const at::Tensor& v, const std::optional<at::Tensor>& index_q,
+                               const std::optional<at::Tensor>& index_keys,
+                               const std::optional<at::Tensor>& index_weights,
                                const std::optional<at::Tensor>& set, double scale,
                                std::int64_t chunk_elements) {
     const auto index_set = set.value_or(at::Tensor());
-    const auto wide = wide_dtype(q);
-    auto grad_keys = at::zeros(index_keys.sizes(), index_keys.options().dtype(wide));
-    std::vector<at::Tensor> outs, grad_q, grad_weights;
-    auto kl = at::zeros({}, q.options().dtype(wide));
-    for (const auto& chunk : make_chunks(q, index_q.size(2), chunk_elements)) {
+    const std::int64_t index_heads = index_q ? index_q->size(2) : 0;
+    IndexerProjected indexer;
+    std::optional<IndexKlSum> sum;
+    if (index_q) {
+      indexer = {.q = *index_q, .keys = *index_keys, .weights = *index_weights};
+      sum.emplace(indexer);
+    }
+    std::vector<at::Tensor> outs;
+    for (const auto& chunk : make_chunks(q, index_heads, chunk_elements)) {
       const auto visible = visible_keys(index_set, chunk, q.device());
       const auto attended =
           selected_attention(q.narrow(2, chunk.begin, chunk.count), k.narrow(2, 0, chunk.end()),
                              v.narrow(2, 0, chunk.end()), visible, scale);
       outs.push_back(attended.out);
-      const auto loss = index_kl(attended.mass, index_q.narrow(1, chunk.begin, chunk.count),
-                                 index_keys.narrow(1, 0, chunk.end()),
-                                 index_weights.narrow(1, chunk.begin, chunk.count), visible);
-      kl.add_(loss.kl.sum());
-      grad_q.push_back(loss.grad_q);
-      grad_weights.push_back(loss.grad_weights);
-      grad_keys.narrow(1, 0, chunk.end()).add_(loss.grad_keys);
+      if (sum) sum->add(chunk, attended.mass, visible);
     }
-    const auto num_queries = static_cast<double>(q.size(0) * q.size(2));
     const auto out = at::cat(outs, 2);
-    context->save_for_backward({q, k, v, out, index_set, at::cat(grad_q, 1),
-                                grad_keys.to(index_keys.scalar_type()), at::cat(grad_weights, 1)});
+    variable_list saved = {q, k, v, out, index_set};
+    if (sum) {
+      for (const auto& gradient : sum->gradients()) saved.push_back(gradient);
+      context->saved_data["num_queries"] = num_queries(indexer);
+    }
+    context->save_for_backward(std::move(saved));
     context->saved_data["scale"] = scale;
     context->saved_data["chunk_elements"] = chunk_elements;
-    context->saved_data["index_heads"] = index_q.size(2);
-    context->saved_data["num_queries"] = num_queries;
+    context->saved_data["index_heads"] = index_heads;
     context->saved_data["attention"] = q.requires_grad();
-    return {out, kl.div_(num_queries)};
+    if (!sum) return {out};
+    return {out, sum->kl() / num_queries(indexer)};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -108,12 +154,10 @@ class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttenti
     if (context->saved_data["attention"].toBool() && grads[0].defined()) {
       attention_gradient(*context, saved, grads[0], result);
     }
-    if (grads[1].defined()) {
+    if (grads.size() > 1 && grads[1].defined()) {
       const auto factor = grads[1] / context->saved_data["num_queries"].toDouble();
-      for (int i = 3; i < 6; ++i) {
-        const auto& gradient = saved[static_cast<std::size_t>(i) + 2];
-        result[static_cast<std::size_t>(i)] = gradient * factor.to(gradient.scalar_type());
-      }
+      const auto gradients = scaled({saved[5], saved[6], saved[7]}, factor);
+      std::copy(gradients.begin(), gradients.end(), result.begin() + 3);
     }
     return result;
   }
@@ -143,7 +187,45 @@ class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttenti
   }
 };
 
+// The readers, head-major, are constants: they come as a pointer, not as variables.
+class AveragedKlFunction : public torch::autograd::Function<AveragedKlFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& index_q,
+                            const at::Tensor& index_keys, const at::Tensor& index_weights,
+                            const std::vector<MlaExpanded>* readers,
+                            const std::optional<at::Tensor>& set, double scale,
+                            std::int64_t chunk_elements) {
+    const auto index_set = set.value_or(at::Tensor());
+    const IndexerProjected indexer = {.q = index_q, .keys = index_keys, .weights = index_weights};
+    IndexKlSum sum(indexer);
+    for (const auto& chunk : make_chunks(readers->front().q, index_q.size(2), chunk_elements)) {
+      const auto visible = visible_keys(index_set, chunk, index_q.device());
+      at::Tensor mass;
+      for (const auto& reader : *readers) {
+        const auto one = attention_mass(reader.q.narrow(2, chunk.begin, chunk.count),
+                                        reader.k.narrow(2, 0, chunk.end()), visible, scale);
+        mass = mass.defined() ? mass.add_(one) : one;
+      }
+      sum.add(chunk, mass.div_(static_cast<double>(readers->size())), visible);
+    }
+    context->save_for_backward(sum.gradients());
+    context->saved_data["num_queries"] = num_queries(indexer);
+    return sum.kl() / num_queries(indexer);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto factor = grads[0] / context->saved_data["num_queries"].toDouble();
+    auto result = scaled(context->get_saved_variables(), factor);
+    result.resize(7);
+    return result;
+  }
+};
+
 at::Tensor head_major(const at::Tensor& x) { return x.transpose(1, 2).contiguous(); }
+
+std::optional<at::Tensor> if_defined(const at::Tensor& x) {
+  return x.defined() ? std::optional(x) : std::nullopt;
+}
 
 }  // namespace
 
@@ -151,10 +233,31 @@ IndexerAttention indexer_attention(const MlaExpanded& attention, double softmax_
                                    const IndexerProjected& indexer, const at::Tensor& index_set,
                                    std::int64_t chunk_elements) {
   const auto results = IndexerAttentionFunction::apply(
-      head_major(attention.q), head_major(attention.k), head_major(attention.v), indexer.q,
-      indexer.keys, indexer.weights, index_set.defined() ? std::optional(index_set) : std::nullopt,
-      softmax_scale, chunk_elements);
+      head_major(attention.q), head_major(attention.k), head_major(attention.v),
+      std::optional(indexer.q), std::optional(indexer.keys), std::optional(indexer.weights),
+      if_defined(index_set), softmax_scale, chunk_elements);
   return {.out = results[0].transpose(1, 2), .kl = results[1]};
+}
+
+at::Tensor set_attention(const MlaExpanded& attention, double softmax_scale,
+                         const at::Tensor& index_set, std::int64_t chunk_elements) {
+  const std::optional<at::Tensor> none;
+  return IndexerAttentionFunction::apply(head_major(attention.q), head_major(attention.k),
+                                         head_major(attention.v), none, none, none,
+                                         if_defined(index_set), softmax_scale, chunk_elements)[0]
+      .transpose(1, 2);
+}
+
+at::Tensor averaged_index_kl(const std::vector<MlaExpanded>& readers, double softmax_scale,
+                             const IndexerProjected& indexer, const at::Tensor& index_set,
+                             std::int64_t chunk_elements) {
+  std::vector<MlaExpanded> constants;
+  for (const auto& reader : readers) {
+    constants.push_back(
+        {.q = head_major(reader.q.detach()), .k = head_major(reader.k.detach()), .v = {}});
+  }
+  return AveragedKlFunction::apply(indexer.q, indexer.keys, indexer.weights, &constants,
+                                   if_defined(index_set), softmax_scale, chunk_elements);
 }
 
 at::Tensor select_own_sets(const IndexerProjected& indexer, std::int64_t top_k) {

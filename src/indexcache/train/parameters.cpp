@@ -18,7 +18,8 @@ using Storage = ParameterStorage;
 
 class List {
  public:
-  List(const ModelConfig& config, ModelWeights& weights) : c_(config), weights_(weights) {}
+  List(const ModelConfig& config, const std::vector<bool>& has_indexer, ModelWeights& weights)
+      : c_(config), has_indexer_(has_indexer), weights_(weights) {}
 
   std::vector<Parameter> make() {
     const std::vector<std::int64_t> table = {c_.vocab_size, c_.hidden_size};
@@ -27,6 +28,7 @@ class List {
     for (layer_ = 0; layer_ < c_.num_layers; ++layer_) {
       block(weights_.blocks[static_cast<std::size_t>(layer_)]);
     }
+    layer_ = -1;
     norm("model.norm.weight", weights_.final_norm, c_.hidden_size);
     add("lm_head.weight", weights_.head, table);
     return std::move(list_);
@@ -35,7 +37,7 @@ class List {
  private:
   void add(const std::string& name, at::Tensor& tensor, std::vector<std::int64_t> shape,
            Storage storage = Storage::kBf16, Part part = Part::kModel, Init init = Init::kNormal) {
-    list_.push_back({name, &tensor, std::move(shape), part, init, storage});
+    list_.push_back({name, &tensor, std::move(shape), part, init, storage, layer_});
   }
   void norm(const std::string& name, at::Tensor& tensor, std::int64_t size) {
     add(name, tensor, {size}, Storage::kBf16, Part::kModel, Init::kOnes);
@@ -45,7 +47,7 @@ class List {
   void block(BlockWeights& block) {
     norm(name("input_layernorm.weight"), block.input_norm, c_.hidden_size);
     attention(block.mla);
-    indexer(block.indexer.emplace());
+    if (has_indexer_[static_cast<std::size_t>(layer_)]) indexer(block.indexer.emplace());
     norm(name("post_attention_layernorm.weight"), block.post_attention_norm, c_.hidden_size);
     if (c_.mlp_kinds[static_cast<std::size_t>(layer_)] == MlpKind::kSparse) {
       moe(block.mlp.emplace<MoeWeights>());
@@ -109,15 +111,18 @@ class List {
   }
 
   const ModelConfig& c_;
+  const std::vector<bool>& has_indexer_;
   ModelWeights& weights_;
-  int layer_ = 0;
+  int layer_ = -1;
   std::vector<Parameter> list_;
 };
 
 }  // namespace
 
-std::vector<Parameter> list_parameters(const ModelConfig& config, ModelWeights& weights) {
-  return List(config, weights).make();
+std::vector<Parameter> list_parameters(const ModelConfig& config,
+                                       const std::vector<bool>& has_indexer,
+                                       ModelWeights& weights) {
+  return List(config, has_indexer, weights).make();
 }
 
 void initialize(const std::vector<Parameter>& parameters, int num_layers, double deviation,

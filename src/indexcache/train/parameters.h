@@ -35,13 +35,16 @@ struct Parameter {
   ParameterPart part;
   ParameterInit init;
   ParameterStorage storage;
+  int layer;  // -1: of no layer
 
   bool is_matrix() const { return shape.size() >= 2; }
 };
 
-// Gives `weights` the structure that `config` asks for (an indexer in every layer) and lists its
-// tensors, which are left undefined. The pointers live as long as `weights` stays where it is.
-std::vector<Parameter> list_parameters(const ModelConfig& config, ModelWeights& weights);
+// Gives `weights` the structure that `config` asks for, with an indexer in the layers where
+// has_indexer [num_layers] says so, and lists its tensors, which are left undefined. The pointers
+// live as long as `weights` stays where it is.
+std::vector<Parameter> list_parameters(const ModelConfig& config,
+                                       const std::vector<bool>& has_indexer, ModelWeights& weights);
 
 // N(0, deviation), o_proj and down_proj scaled by 1 / sqrt(2 layers), norms 1. Drawn on the CPU:
 // the same for every device.

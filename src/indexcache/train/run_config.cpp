@@ -16,6 +16,9 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kFp8Block = 128;
+// Far beyond any use, and no product of two of them overflows.
+constexpr std::int64_t kMostKeys = 1'000'000, kMostSequences = 1'000'000;
+constexpr std::int64_t kMostShardMegabytes = 1'000'000;
 
 // One JSON object whose keys are taken one by one; done() throws if some are left.
 class Reader {
@@ -53,17 +56,31 @@ class Reader {
   }
 
   std::int64_t integer(const std::string& key, std::optional<std::int64_t> fallback,
-                       std::int64_t low) {
-    const auto expected = fmt::format("an integer of at least {}", low);
+                       std::int64_t low,
+                       std::int64_t high = std::numeric_limits<std::int64_t>::max()) {
+    const auto expected = high == std::numeric_limits<std::int64_t>::max()
+                              ? fmt::format("an integer of at least {}", low)
+                              : fmt::format("an integer from {} to {}", low, high);
     const auto* value = find(key);
     if (value == nullptr) {
       if (!fallback) throw expectation_error(at(key), expected, "nothing");
       return *fallback;
     }
-    if (!value->is_number_integer() || value->get<std::int64_t>() < low) {
+    // An unsigned value beyond int64 would wrap.
+    const bool too_large = value->is_number_unsigned() &&
+                           value->get<std::uint64_t>() > static_cast<std::uint64_t>(high);
+    if (!value->is_number_integer() || too_large || value->get<std::int64_t>() < low ||
+        value->get<std::int64_t>() > high) {
       throw expectation_error(at(key), expected, value->dump());
     }
     return value->get<std::int64_t>();
+  }
+
+  bool flag(const std::string& key) {
+    const auto* value = find(key);
+    if (value == nullptr) return false;
+    if (!value->is_boolean()) throw expectation_error(at(key), "true or false", value->dump());
+    return value->get<bool>();
   }
 
   template <typename T>
@@ -109,13 +126,17 @@ DataConfig parse_data(const nlohmann::json& json, const std::string& where) {
   }
   if (const auto* keys = reader.find("keys")) {
     data.keys.clear();
+    const auto expected = fmt::format("a list of integers from 1 to {}", kMostKeys);
+    if (!keys->is_array() || keys->empty()) {
+      throw expectation_error(reader.at("keys"), expected, keys->dump());
+    }
     for (const auto& key : *keys) {
-      if (!key.is_number_integer() || key.get<int>() < 1) {
-        throw expectation_error(reader.at("keys"), "a list of positive integers", keys->dump());
+      if (!key.is_number_integer() || key.get<std::int64_t>() < 1 ||
+          key.get<std::int64_t>() > kMostKeys) {
+        throw expectation_error(reader.at("keys"), expected, keys->dump());
       }
       data.keys.push_back(key.get<int>());
     }
-    if (data.keys.empty()) throw expectation_error(reader.at("keys"), "at least one", "none");
   }
   reader.done();
   return data;
@@ -138,7 +159,7 @@ Phase parse_phase(const nlohmann::json& json, const std::string& where, const Mo
   Reader reader(json, where);
   Phase phase;
   phase.context = reader.integer("context", std::nullopt, 1);
-  phase.sequences = reader.integer("sequences", std::nullopt, 1);
+  phase.sequences = reader.integer("sequences", std::nullopt, 1, kMostSequences);
   const bool tokens = json.contains("tokens");
   if (tokens == json.contains("minutes")) {
     throw expectation_error(where, "a budget, either tokens or minutes",
@@ -168,7 +189,8 @@ Stage parse_stage(const nlohmann::json& json, const std::string& where, const Mo
   stage.kind = reader.choice<StageKind>("kind", std::nullopt,
                                         {{"lm", StageKind::kLanguageModel},
                                          {"indexer", StageKind::kIndexerWarmup},
-                                         {"sparse", StageKind::kSparse}});
+                                         {"sparse", StageKind::kSparse},
+                                         {"sparse-indexer", StageKind::kSparseIndexer}});
   stage.schedule.peak = reader.number("learning_rate", std::nullopt, 0, kInfinity);
   stage.indexer_peak = reader.number("indexer_learning_rate", stage.schedule.peak, 0, kInfinity);
   stage.schedule.warmup = reader.number("warmup", 0.0, 0, 1);
@@ -176,11 +198,7 @@ Stage parse_stage(const nlohmann::json& json, const std::string& where, const Mo
   stage.schedule.final = reader.number("final", 1.0, 0, 1);
   stage.schedule.decay = reader.choice<Decay>(
       "decay", Decay::kCosine, {{"cosine", Decay::kCosine}, {"linear", Decay::kLinear}});
-  const auto* fp8 = reader.find("fp8_aware");
-  if (fp8 != nullptr && !fp8->is_boolean()) {
-    throw expectation_error(reader.at("fp8_aware"), "true or false", fp8->dump());
-  }
-  if (fp8 != nullptr && fp8->get<bool>()) stage.fp8 = Fp8Training::kFakeQuantized;
+  if (reader.flag("fp8_aware")) stage.fp8 = Fp8Training::kFakeQuantized;
   const auto& phases = reader.need("phases", "a list of phases");
   if (!phases.is_array() || phases.empty()) {
     throw expectation_error(reader.at("phases"), "a list of phases", phases.dump());
@@ -200,10 +218,6 @@ void check_model(const RunConfig& config, const std::string& where) {
   const auto& model = config.model;
   if (model.tie_word_embeddings) {
     throw expectation_error(where + ": model: tie_word_embeddings", "false", "true");
-  }
-  if (model.schedule.num_full() != model.num_layers) {
-    throw expectation_error(where + ": model: the schedule", "all layers Full",
-                            model.schedule.str());
   }
   if (model.quantization) {
     throw expectation_error(where + ": model: quantization_config",
@@ -259,6 +273,8 @@ std::string_view stage_name(StageKind kind) {
       return "indexer";
     case StageKind::kSparse:
       return "sparse";
+    case StageKind::kSparseIndexer:
+      return "sparse-indexer";
   }
   INDEXCACHE_ASSERT(false);
 }
@@ -268,6 +284,17 @@ RunConfig parse_run_config(const nlohmann::json& json, const std::string& where)
   RunConfig config;
   config.json = json;
   config.model = parse_config(reader.need("model", "the model's config"), where + ": model");
+  reader.find("weights");
+  config.pattern = config.model.schedule;
+  if (const auto* pattern = reader.find("pattern")) {
+    if (!pattern->is_string()) {
+      throw expectation_error(reader.at("pattern"), "a pattern as text", pattern->dump());
+    }
+    config.pattern = Pattern::parse(pattern->get<std::string>(), config.model.num_layers);
+  }
+  config.index_loss = reader.choice<IndexLoss>(
+      "index_loss", IndexLoss::kMulti,
+      {{"multi", IndexLoss::kMulti}, {"average", IndexLoss::kAverage}, {"own", IndexLoss::kOwn}});
   config.seed = static_cast<std::uint64_t>(reader.integer("seed", 1, 0));
   config.precision = reader.choice<Precision>(
       "precision", Precision::kFp32, {{"bf16", Precision::kBf16}, {"fp32", Precision::kFp32}});
@@ -284,7 +311,12 @@ RunConfig parse_run_config(const nlohmann::json& json, const std::string& where)
     Reader exported(*folder, where + ": export");
     config.export_dtype = exported.choice<ExportDType>(
         "dtype", ExportDType::kBf16, {{"bf16", ExportDType::kBf16}, {"fp8", ExportDType::kFp8}});
-    config.shard_bytes = exported.integer("shard_megabytes", 4096, 1) * 1'000'000;
+    config.unused_indexers = exported.choice<UnusedIndexers>(
+        "unused_indexers", UnusedIndexers::kKeep,
+        {{"keep", UnusedIndexers::kKeep}, {"drop", UnusedIndexers::kDrop}});
+    if (exported.flag("nearest_keys")) config.routed_keys = RoutedKeys::kNearestBeside;
+    config.shard_bytes =
+        exported.integer("shard_megabytes", 4096, 1, kMostShardMegabytes) * 1'000'000;
     exported.done();
   }
   const auto& stages = reader.need("stages", "a list of stages");
@@ -300,11 +332,14 @@ RunConfig parse_run_config(const nlohmann::json& json, const std::string& where)
   return config;
 }
 
-RunConfig read_run_config(const std::filesystem::path& file) {
-  const auto text = read_file(file);
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+nlohmann::json read_json_file(const std::filesystem::path& file) {
+  auto json = nlohmann::json::parse(read_file(file), nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) throw expectation_error(file.string(), "JSON", "something else");
-  return parse_run_config(json, file.string());
+  return json;
+}
+
+RunConfig read_run_config(const std::filesystem::path& file) {
+  return parse_run_config(read_json_file(file), file.string());
 }
 
 void scale_to_minutes(RunConfig& config, double minutes) {

@@ -2,6 +2,11 @@
 // and how. Unknown keys and values out of range throw InputError naming the key.
 //
 //   model               the model's config.json (glm_moe_dsa or deepseek_v32)
+//   weights             what identifies the weights that the run starts from (put there by
+//                       `indexcache distill`), so that it is not resumed from others
+//   pattern             whose index set each layer reads, in the grammar of --pattern; default: the
+//                       model's own schedule
+//   index_loss          "multi", "average" or "own": whose attention an indexer learns (forward.h)
 //   seed                of the initial weights and of the data
 //   precision           "bf16" (compute; fp32 masters) or "fp32"
 //   data                retrieval_share of the sequences is generated retrieval: num_keys drawn
@@ -13,11 +18,15 @@
 //                       model and indexers apart)
 //   expert_bias_rate    of the auxiliary-loss-free balancing (DeepSeek-V3): after each step the
 //                       selection bias of an expert moves by rate * sign(mean load - its load)
-//   stages              in order; each {kind: "lm" | "indexer" | "sparse", phases, learning_rate,
-//                       indexer_learning_rate, warmup, flat, decay: "cosine" | "linear", final,
-//                       fp8_aware}
+//   stages              in order; each {kind: "lm" | "indexer" | "sparse" | "sparse-indexer",
+//                       phases, learning_rate, indexer_learning_rate, warmup, flat,
+//                       decay: "cosine" | "linear", final, fp8_aware}
 //   stages[].phases     {context, sequences} and a budget: `tokens` or `minutes`
-//   export              {dtype: "bf16" | "fp8", shard_megabytes}
+//   export              {dtype: "bf16" | "fp8", shard_megabytes,
+//                       unused_indexers: "keep" | "drop" (those that the start model has in layers
+//                       that became Shared),
+//                       nearest_keys: true writes a routed pattern's nearest one beside it, for
+//                       engines that know only that kind}
 //   log_steps, checkpoint_seconds, checkpoint_steps (0: off)
 #pragma once
 
@@ -37,6 +46,7 @@ enum class BudgetUnit { kTokens, kMinutes };
 enum class Decay { kCosine, kLinear };
 enum class Fp8Training { kOff, kFakeQuantized };  // straight-through 128 x 128 blocks
 enum class ExportDType { kBf16, kFp8 };
+enum class UnusedIndexers { kKeep, kDrop };
 
 struct DataConfig {
   double retrieval_share = 0.0;
@@ -73,10 +83,12 @@ struct Stage {
 
   double budget() const;
 };
-std::string_view stage_name(StageKind kind);  // "lm", "indexer", "sparse"
+std::string_view stage_name(StageKind kind);  // "lm", "indexer", "sparse", "sparse-indexer"
 
 struct RunConfig {
   ModelConfig model;
+  Pattern pattern = Pattern::full(1);
+  IndexLoss index_loss = IndexLoss::kMulti;
   std::uint64_t seed = 1;
   Precision precision = Precision::kFp32;
   DataConfig data;
@@ -84,6 +96,8 @@ struct RunConfig {
   double expert_bias_rate = 0.001;
   std::vector<Stage> stages;
   ExportDType export_dtype = ExportDType::kBf16;
+  UnusedIndexers unused_indexers = UnusedIndexers::kKeep;
+  RoutedKeys routed_keys = RoutedKeys::kSourcesAlone;
   std::int64_t shard_bytes = std::int64_t{4} << 30;
   std::int64_t log_steps = 10;
   double checkpoint_seconds = 60;
@@ -94,6 +108,7 @@ struct RunConfig {
 
 RunConfig parse_run_config(const nlohmann::json& json, const std::string& where);
 RunConfig read_run_config(const std::filesystem::path& file);
+nlohmann::json read_json_file(const std::filesystem::path& file);
 // Every budget in minutes times one factor, so that their sum is `minutes`. Throws InputError if
 // none is in minutes.
 void scale_to_minutes(RunConfig& config, double minutes);

@@ -6,6 +6,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <optional>
+#include <utility>
 #include <variant>
 
 #include "indexcache/base/error.h"
@@ -14,26 +16,52 @@
 namespace indexcache {
 namespace {
 
-bool trains(StageKind kind, ParameterPart part) {
-  switch (part) {
-    case ParameterPart::kModel:
-      return kind != StageKind::kIndexerWarmup;
-    case ParameterPart::kIndexer:
-      return kind != StageKind::kLanguageModel;
-    case ParameterPart::kSelectionBias:
-      return false;
+void check_indexers(const RunConfig& config, const ModelWeights& weights,
+                    const std::string& where) {
+  std::vector<int> missing;
+  for (const int layer : config.pattern.full_layers()) {
+    if (!weights.blocks[static_cast<std::size_t>(layer)].indexer) missing.push_back(layer);
   }
-  INDEXCACHE_ASSERT(false);
+  if (!missing.empty()) {
+    throw expectation_error(where, "an indexer in every Full layer of " + config.pattern.str(),
+                            fmt::format("none in layer {}", fmt::join(missing, ", ")));
+  }
+}
+
+// Element by element, so that pointers to the tensors of `to` stay good.
+void assign(const ModelWeights& from, ModelWeights& to) {
+  to.embedding = from.embedding;
+  for (std::size_t layer = 0; layer < to.blocks.size(); ++layer) {
+    to.blocks[layer] = from.blocks[layer];
+  }
+  to.final_norm = from.final_norm;
+  to.head = from.head;
 }
 
 }  // namespace
 
-TrainingWeights::TrainingWeights(const RunConfig& config, at::Device device)
-    : config_(config),
-      masters_(list_parameters(config.model, master_weights_)),
-      copies_(list_parameters(config.model, compute_weights_)) {
-  initialize(masters_, config.model.num_layers, config.model.json.value("initializer_range", 0.02),
-             config.seed, device);
+TrainingWeights::TrainingWeights(const RunConfig& config, const Checkpoint* start,
+                                 at::Device device)
+    : config_(config) {
+  std::vector<bool> has_indexer;
+  std::optional<ModelWeights> loaded;
+  if (start != nullptr) {
+    loaded = load_weights(*start, {.device = device, .dtype = at::kFloat});
+    check_indexers(config, *loaded, start->folder().string());
+    for (const auto& block : loaded->blocks) has_indexer.push_back(block.indexer.has_value());
+  } else {
+    for (int layer = 0; layer < config.model.num_layers; ++layer) {
+      has_indexer.push_back(config.pattern.is_full(layer));
+    }
+  }
+  masters_ = list_parameters(config.model, has_indexer, master_weights_);
+  copies_ = list_parameters(config.model, has_indexer, compute_weights_);
+  if (loaded) {
+    assign(*loaded, master_weights_);
+  } else {
+    initialize(masters_, config.model.num_layers,
+               config.model.json.value("initializer_range", 0.02), config.seed, device);
+  }
 }
 
 void TrainingWeights::begin_stage(const Stage& stage) {
@@ -46,9 +74,15 @@ void TrainingWeights::begin_stage(const Stage& stage) {
       copy = *masters_[i].tensor;  // shared: updated in place, outside the gradient
       continue;
     }
-    copy = at::empty_like(*masters_[i].tensor, compute_dtype(masters_[i].storage));
+    const auto dtype = compute_dtype(masters_[i].storage);
+    const bool trained = trains(stage.kind, masters_[i]);
+    if (!trained && dtype == at::kFloat && !rounds_to_fp8(i)) {
+      copy = *masters_[i].tensor;
+      continue;
+    }
+    copy = at::empty_like(*masters_[i].tensor, dtype);
     refresh(i);
-    if (!trains(stage.kind, masters_[i].part)) continue;
+    if (!trained) continue;
     copy.requires_grad_(true);
     trained_.push_back(i);
   }
@@ -99,6 +133,18 @@ void TrainingWeights::balance_experts(const std::vector<at::Tensor>& loads) {
 at::ScalarType TrainingWeights::compute_dtype(ParameterStorage storage) const {
   const bool low = storage == ParameterStorage::kBf16 || storage == ParameterStorage::kFp8;
   return low && config_.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat;
+}
+
+bool TrainingWeights::trains(StageKind kind, const Parameter& parameter) const {
+  switch (parameter.part) {
+    case ParameterPart::kModel:
+      return trains_model(kind);
+    case ParameterPart::kIndexer:
+      return trains_indexers(kind) && config_.pattern.is_full(parameter.layer);
+    case ParameterPart::kSelectionBias:
+      return false;
+  }
+  INDEXCACHE_ASSERT(false);
 }
 
 bool TrainingWeights::rounds_to_fp8(std::size_t parameter) const {

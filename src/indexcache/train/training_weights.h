@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/model/load_weights.h"
 #include "indexcache/train/parameters.h"
 #include "indexcache/train/run_config.h"
@@ -16,15 +17,18 @@ namespace indexcache {
 // of the copies and applied to the masters (straight-through).
 class TrainingWeights {
  public:
-  // config must outlive it.
-  TrainingWeights(const RunConfig& config, at::Device device);
+  // Drawn from the config's seed, an indexer in the pattern's Full layers; or, with `start`, its
+  // tensors, whose config is config.model's. Throws InputError naming the layers if it lacks the
+  // indexer of a Full layer. config must outlive it.
+  TrainingWeights(const RunConfig& config, const Checkpoint* start, at::Device device);
   TrainingWeights(const TrainingWeights&) = delete;
   TrainingWeights& operator=(const TrainingWeights&) = delete;
 
   const std::vector<Parameter>& masters() const { return masters_; }
   const ModelWeights& compute() const { return compute_weights_; }
 
-  // Makes the copies for a stage; those that it trains require gradients.
+  // Makes the copies for a stage; those that it trains require gradients. Frozen weights that need
+  // no other dtype are the masters themselves.
   void begin_stage(const Stage& stage);
   std::vector<Parameter> trained() const;  // masters of the stage's parameters
   // The gradients of trained(), fp32; taken away from the copies.
@@ -36,6 +40,7 @@ class TrainingWeights {
 
  private:
   at::ScalarType compute_dtype(ParameterStorage storage) const;
+  bool trains(StageKind kind, const Parameter& parameter) const;
   bool rounds_to_fp8(std::size_t parameter) const;
   void refresh(std::size_t parameter);
 

@@ -26,14 +26,24 @@ at::Tensor probabilities(const at::Tensor& q, const at::Tensor& k, const at::Ten
   return at::softmax(logits, -1);
 }
 
+at::Tensor mean_over_heads(const at::Tensor& p, const at::Tensor& q) {
+  const std::array<std::int64_t, 2> heads = {q.size(0), q.size(1)};
+  return p.unflatten(0, heads).mean(1);
+}
+
 }  // namespace
+
+at::Tensor attention_mass(const at::Tensor& q, const at::Tensor& k, const at::Tensor& visible,
+                          double scale) {
+  return mean_over_heads(probabilities(q, k, visible, scale), q);
+}
 
 SelectedAttention selected_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                      const at::Tensor& visible, double scale) {
   const auto p = probabilities(q, k, visible, scale);
   const std::array<std::int64_t, 2> heads = {q.size(0), q.size(1)};
   return {.out = at::bmm(p.to(v.scalar_type()), rows(v)).unflatten(0, heads),
-          .mass = p.unflatten(0, heads).mean(1)};
+          .mass = mean_over_heads(p, q)};
 }
 
 SelectedAttentionGrad selected_attention_backward(const at::Tensor& grad_out, const at::Tensor& q,

@@ -24,6 +24,10 @@ struct SelectedAttention {
 SelectedAttention selected_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                      const at::Tensor& visible, double scale);
 
+// The mass alone, [B, M, N].
+at::Tensor attention_mass(const at::Tensor& q, const at::Tensor& k, const at::Tensor& visible,
+                          double scale);
+
 struct SelectedAttentionGrad {
   at::Tensor q, k, v;  // shapes and dtypes of the inputs
 };
