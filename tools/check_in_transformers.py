@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Loads a model folder in Hugging Face transformers and compares its logits and index sets with `indexcache trace`.
 
-    python -m venv /tmp/oracle && /tmp/oracle/bin/pip install torch==2.11.0 transformers==5.17.0 safetensors
+    python -m venv /tmp/oracle && /tmp/oracle/bin/pip install torch==2.11.0 transformers==5.17.0 safetensors accelerate
     /tmp/oracle/bin/python tools/check_in_transformers.py MODEL [--ids FILE.json] [--pattern P]
 
-Both run in fp32 on the CPU. Exit code 0: every tensor that transformers wants is there, index sets are the same wherever the
+Both run in fp32 on the CPU, an FP8 folder's weights dequantised by this script. An FP8 folder is then also loaded as it stands, by
+transformers' own quantiser, and its loss on the same ids compared. Exit code 0: every tensor that transformers wants is there, index sets are the same wherever the
 k-th index score is clear of the next, and logits agree. A query whose k-th score ties to within rounding may select either way,
 and changes every later token with it: logits are then compared up to the first such query.
 """
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from transformers_oracle import FULL, Oracle
 
+STORED_LOSS_TOLERANCE = 0.02  # nats a token: transformers computes an FP8 folder in bf16
 CLEAR_MARGIN = 1e-5  # of index scores, relative; fp32 sums of some hundred terms stay well below
 
 
@@ -63,6 +65,20 @@ def check_index_sets(run, traced):
     return good, first
 
 
+def mean_loss(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(ids[1:])).item()
+
+
+def check_as_stored(folder, ids, logits):
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    with torch.no_grad():
+        stored = mean_loss(model(torch.tensor([ids])).logits[0], ids)
+    ours = mean_loss(logits, ids)
+    missing = len(info["missing_keys"])
+    print(f"loaded as it is stored: {missing} tensors missing, loss {stored:.4f}, by indexcache {ours:.4f}")
+    return missing == 0 and abs(stored - ours) <= STORED_LOSS_TOLERANCE
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hugging Face folder")
@@ -89,6 +105,8 @@ def main():
     error = (run.logits[:first] - traced["logits"][:first]).abs().max().item() if first else 0.0
     print(f"logits of {first} of {len(ids)} tokens compared: largest error {error:.2e}, largest logit {largest:.2f}")
     good &= sets_good and error <= arguments.tolerance * max(1.0, largest)
+    if "quantization_config" in json.loads((pathlib.Path(arguments.model) / "config.json").read_text()):
+        good &= check_as_stored(arguments.model, ids, traced["logits"])
     print("same" if good else "DIFFERENT")
     sys.exit(0 if good else 1)
 
