@@ -1,6 +1,7 @@
 // Time and memory of the index losses of one Full layer with four readers, forward and gradient,
 // at growing contexts: L_multi and L_avg of train/indexer_attention beside the plain autograd
-// version, the definition written with whole [T, T] matrices.
+// version, the definition written with whole [T, T] matrices. The pass of L_multi holds more than a
+// loss: it computes the readers' attention in the same walk, which the other two leave out.
 //
 //   index_loss_bench [--device cpu|cuda] [--contexts 8192,...] [--plain-limit 8192] [--rounds 3]
 //                    [--threads N] [--json FILE]

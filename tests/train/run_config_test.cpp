@@ -104,6 +104,22 @@ TEST(RunConfig, PatternIsTheModelsScheduleUnlessStated) {
   EXPECT_THAT(error_of(config), HasSubstr("pattern"));
 }
 
+// What `indexcache distill` makes of the file for the bundled model.
+TEST(RunConfig, BundledDistillConfigIsValid) {
+  const auto models = std::filesystem::path(INDEXCACHE_SOURCE_DIR) / "models";
+  auto distill = read_json_file(models / "distill.json");
+  EXPECT_THAT(error_of(distill), HasSubstr("model"));
+  distill["model"] = read_json_file(models / "small-dsa.json").at("model");
+  distill["pattern"] = "uniform:1/4";
+  distill["export"]["dtype"] = "fp8";
+  const auto config = parse_run_config(distill, "distill.json");
+  EXPECT_EQ(config.index_loss, IndexLoss::kMulti);
+  EXPECT_EQ(config.pattern, Pattern::uniform(4, config.model.num_layers));
+  ASSERT_EQ(config.stages.size(), 2u);
+  EXPECT_EQ(config.stages[0].kind, StageKind::kIndexerWarmup);
+  EXPECT_EQ(config.stages[1].kind, StageKind::kSparse);
+}
+
 TEST(RunConfig, BundledConfigsAreValid) {
   for (const char* name : {"small-dsa.json", "tiny-dsa.json"}) {
     const auto config =

@@ -135,8 +135,12 @@ FolderLock::FolderLock(const std::filesystem::path& folder)
     throw input_error("{}: cannot open: {}", folder.string(), std::strerror(errno));
   }
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+    const int error = errno;
     ::close(descriptor_);
-    throw input_error("{}: another process is writing into it", folder.string());
+    if (error == EWOULDBLOCK) {
+      throw input_error("{}: another process is writing into it", folder.string());
+    }
+    throw device_error("{}: cannot lock: {}", folder.string(), std::strerror(error));
   }
 }
 

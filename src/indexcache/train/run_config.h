@@ -9,11 +9,10 @@
 //   index_loss          "multi", "average" or "own": whose attention an indexer learns (forward.h)
 //   seed                of the initial weights and of the data
 //   precision           "bf16" (compute; fp32 masters) or "fp32"
-//   data                retrieval_share of the sequences is generated retrieval: num_keys drawn
-//   from
-//                       `keys`; single_needle_share and variable_tracking_share of them are of
-//                       those tasks, the rest multi-key needles. answer_weight: of an answer's
-//                       token in the loss, where other tokens weigh 1
+//   data                retrieval_share of the sequences is generated retrieval, of a number of keys
+//                       drawn from `keys`; single_needle_share and variable_tracking_share of them
+//                       are of those tasks, the rest multi-key needles. answer_weight: of an
+//                       answer's token in the loss, where other tokens weigh 1
 //   optimizer           AdamW: beta1, beta2, eps, weight_decay (matrices alone), clip (global norm,
 //                       model and indexers apart)
 //   expert_bias_rate    of the auxiliary-loss-free balancing (DeepSeek-V3): after each step the
