@@ -93,7 +93,9 @@ void run(EvalArguments arguments) {
     json["text"]["file"] = arguments.text.string();
     json["seed"] = arguments.seed;
     json["model"] = arguments.model.folder.string();
-    json["provenance"] = provenance();
+    json["device"] = arguments.model.device;
+    json["dtype"] = arguments.model.dtype;
+    json["provenance"] = provenance(model.options().device);
     write_file_atomically(arguments.json, json.dump(2) + "\n");
   }
 }
