@@ -58,6 +58,15 @@ PYTHON
 "${evaluate[@]}" --text "$model/text.txt" --prompts 0 --max-windows 1 >"$work/few.txt" 2>/dev/null
 grep -q "1 windows of up to 64 tokens" "$work/few.txt" || fail "not one window: $(cat "$work/few.txt")"
 ! grep -q Retrieval "$work/few.txt" || fail "retrieval without prompts"
+"${evaluate[@]}" --text "$model/text.txt" --max-windows 1 --tasks-lengths 400,450 --prompts 2 --tasks multi_needle --json "$work/task.json" \
+  >/dev/null 2>&1
+python3 - "$work" <<'PYTHON'
+import json, sys
+few = json.load(open(f"{sys.argv[1]}/task.json"))["patterns"][0]["tasks"]
+assert [(task["task"], task["context"]) for task in few] == [("multi_needle", 400), ("multi_needle", 450)]
+PYTHON
+refused 1 'retrieval task: expected single_needle, multi_needle, variable_tracking, found "needles"' \
+  "${evaluate[@]}" --text "$model/text.txt" --tasks needles --json "$work/refused.json"
 
 # --- Bad inputs.
 : >"$work/empty.txt"
