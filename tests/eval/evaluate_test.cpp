@@ -192,9 +192,8 @@ TEST_F(EvaluateTest, DifferencesCarryThePairedError) {
 
 // What another model's figures on the same inputs are paired with.
 TEST_F(EvaluateTest, TheFiguresOfEveryWindowAndPromptMakeTheMeans) {
-  const auto json =
-      eval_json(inputs_, {{"baseline", evaluate(model_, {full_}, inputs_)[0]},
-                          {"shared", evaluate(model_, {shared_}, inputs_)[0]}});
+  const auto json = eval_json(inputs_, {{"baseline", evaluate(model_, {full_}, inputs_)[0]},
+                                        {"shared", evaluate(model_, {shared_}, inputs_)[0]}});
   ASSERT_EQ(json["windows"].size(), inputs_.windows.size());
   EXPECT_EQ(json["windows"].back()["domain"], "y");
   for (const auto& pattern : json["patterns"]) {

@@ -198,9 +198,8 @@ nlohmann::json eval_json(const EvalInputs& inputs, const std::vector<NamedScores
                  {"tokens", scored_tokens(inputs)},
                  {"bytes", scored_bytes(inputs)}};
   for (const auto& window : inputs.windows) {
-    out["windows"].push_back({{"domain", window.domain},
-                              {"tokens", window.tokens.size() - 1},
-                              {"bytes", window.bytes}});
+    out["windows"].push_back(
+        {{"domain", window.domain}, {"tokens", window.tokens.size() - 1}, {"bytes", window.bytes}});
   }
   out["patterns"] = nlohmann::json::array();
   for (std::size_t p = 0; p < patterns.size(); ++p) {
