@@ -108,7 +108,7 @@ def main(arguments):
     arms = [arm for name, lab in labs.items() for arm in importlib.import_module(name).arms(lab)]
     common = {"device": device_name(options.device), "commit": output("git", "rev-parse", "HEAD"), "scale": options.scale,
               "jobs": options.jobs, "minutes": options.minutes}  # fmt: skip
-    about = {name: {**common, "settings": lab.settings} for name, lab in labs.items()}
+    about = {name: {**common, "index_topk": lab.model_config["index_topk"], "settings": lab.settings} for name, lab in labs.items()}
     bundler = Bundler(options)
     pool = Pool(arms, options.out, Path(options.work) / "logs", options.jobs, options.minutes, options.end_minutes, about, bundler)
     if options.list:
