@@ -28,7 +28,8 @@ class Lab:
 
     def command(self, verb, model, *arguments):
         device = ["--device", self.options.device, "--threads", self.options.threads]
-        return [self.options.indexcache, verb, model, *device, *arguments]
+        dtype = [] if verb == "distill" else ["--dtype", self["dtype"]]  # its config says it
+        return [self.options.indexcache, verb, model, *device, *dtype, *arguments]
 
     def search(self, name, strategy, *arguments, model=None, text=None, sequences=None, tasks=None, seed=1):
         result = self.result(name)
