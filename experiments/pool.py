@@ -4,7 +4,9 @@ An arm is a list of steps, one after another: a command, or a function that does
 what earlier arms left can decide it). Arms start in the order of their importance (1 first), then as listed:
 
   - not before every arm that they NEED has ended well: if one has not, they do not run;
-  - not before every arm that they come AFTER has ended, however it did, but no longer than a share of the time is spent.
+  - not before every arm that they come AFTER has ended, however it did, but no longer than a share of the time is spent;
+  - while a more important arm still waits, only into the first half of the jobs: the device is shared, so each would slow down what that
+    arm waits for.
 
 No arm starts after `start_minutes`; what still runs at `end_minutes` is stopped. An arm that fails takes no other with it than those
 that need it. What became of each arm is in RESULTS/<experiment>/arms.json from the moment it is known; its output in LOGS.
@@ -76,7 +78,7 @@ class Pool:
             while self._step():
                 self.changed.wait(timeout=0.2)
             for arm in self.arms:
-                if self._status(arm.key) == "waiting":
+                if self._waits(arm):
                     self._end(arm, "not started", reason=self._why_not_started(arm))
         return all(record["status"] == "done" for record in self.records.values())
 
@@ -98,21 +100,29 @@ class Pool:
                 kill(process)
             return bool(running)
         for arm in self.arms:
-            if self._status(arm.key) == "waiting" and any(self._status(n) in ("failed", "stopped", "not started") for n in arm.needs):
+            if self._waits(arm) and any(self._status(n) in ("failed", "stopped", "not started") for n in arm.needs):
                 self._end(arm, "not started", reason=self._why_not_started(arm))
         if self.elapsed() <= self.start_seconds:
-            for arm in self.arms:
-                if len(running) < self.jobs and self._is_ready(arm):
-                    self._start(arm)
-                    running.append(arm.key)
-        waiting = any(record["status"] == "waiting" for record in self.records.values())
-        return bool(running) or waiting and self.elapsed() <= self.start_seconds
+            self._start_ready(running)
+        return bool(running) or any(map(self._waits, self.arms)) and self.elapsed() <= self.start_seconds
+
+    def _start_ready(self, running):
+        room = self.jobs
+        for i, arm in enumerate(self.arms):
+            if i > 0 and arm.importance > self.arms[i - 1].importance and any(map(self._waits, self.arms[:i])):
+                room = max(1, self.jobs // 2)
+            if len(running) < room and self._is_ready(arm):
+                self._start(arm)
+                running.append(arm.key)
 
     def _status(self, key):
         return self.records[key]["status"]
 
+    def _waits(self, arm):
+        return self._status(arm.key) == "waiting"
+
     def _is_ready(self, arm):
-        if self._status(arm.key) != "waiting" or any(self._status(other) != "done" for other in arm.needs):
+        if not self._waits(arm) or any(self._status(other) != "done" for other in arm.needs):
             return False
         patient = self.elapsed() < WAIT_SHARE * self.start_seconds
         return not (patient and any(self._status(other) in ("waiting", "running") for other in arm.after))
