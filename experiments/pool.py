@@ -143,8 +143,9 @@ class Pool:
         record.update(status=status, **more)
         if "started" in record:
             record["seconds"] = round(self.elapsed() - record["started"], 1)
-        of_experiment = [self.records[other.key] for other in self.arms if other.experiment == arm.experiment]
-        write_json(self.results / arm.experiment / "arms.json", {**self.about[arm.experiment], "arms": of_experiment})
+        mine = [self.records[other.key] for other in self.arms if other.experiment == arm.experiment]
+        path = self.results / arm.experiment / "arms.json"
+        write_json(path, {**self.about[arm.experiment], "arms": mine + earlier_records(path, mine)})
         print(f"[{self.elapsed():6.1f} s] {arm.key}: {status}{' (' + more['reason'] + ')' if 'reason' in more else ''}", flush=True)
         if self.on_end:
             self.on_end(arm)
@@ -180,6 +181,12 @@ class Pool:
             self.records[arm.key]["commands"].append({"command": command, "seconds": seconds, "exit": code})
         if code != 0:
             raise StepFailed(f"{' '.join(command[:2])} ended with {code}")
+
+
+def earlier_records(path, records):
+    """Those of arms that an earlier run left there and this one does not have."""
+    names = [record["arm"] for record in records]
+    return [record for record in json.loads(path.read_text())["arms"] if record["arm"] not in names] if path.exists() else []
 
 
 def kill(process):

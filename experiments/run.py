@@ -6,6 +6,8 @@ became of each arm in OUT/<experiment>/arms.json, and all of them, with numbers 
 """
 
 import argparse
+import dataclasses
+import fnmatch
 import importlib
 import json
 import os
@@ -43,11 +45,23 @@ def parse(arguments):
     parser.add_argument("--set", action="append", default=[], metavar="[EXPERIMENT.]KEY=VALUE", help="a setting: settings.json, EXPERIMENT.json")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads of each (default: the cores by the jobs)")
+    parser.add_argument("--only", action="append", metavar="ARM", help="only these arms (EXPERIMENT/NAME, * as in a shell) and what they need")
     parser.add_argument("--list", action="store_true", help="name the arms in the order in which they start, and end")
     options = parser.parse_args(arguments)
     options.end_minutes = options.end_minutes or 1.1 * options.minutes
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     return options
+
+
+def chosen(arms, patterns):
+    """The arms that a pattern names, with all that they need; they come after no others."""
+    by_key = {arm.key: arm for arm in arms}
+    keys = [key for key in by_key if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
+    if not keys:
+        raise ValueError(f"--only {' '.join(patterns)}: expected names among {', '.join(by_key)}, found none")
+    for key in keys:  # grows
+        keys += [other for other in by_key[key].needs if other not in keys]
+    return [dataclasses.replace(arm, after=[other for other in arm.after if other in keys]) for arm in arms if arm.key in keys]
 
 
 def device_name(device):
@@ -106,6 +120,8 @@ def main(arguments):
     options = parse(arguments)
     labs = {name: Lab(name, options) for name in options.names}
     arms = [arm for name, lab in labs.items() for arm in importlib.import_module(name).arms(lab)]
+    if options.only:
+        arms = chosen(arms, options.only)
     common = {"device": device_name(options.device), "commit": output("git", "rev-parse", "HEAD"), "scale": options.scale,
               "jobs": options.jobs, "minutes": options.minutes}  # fmt: skip
     about = {name: {**common, "index_topk": lab.model_config["index_topk"], "settings": lab.settings} for name, lab in labs.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 from pool import Arm, Pool  # noqa: E402
+from run import chosen  # noqa: E402
 
 
 class PoolTest(unittest.TestCase):
@@ -114,6 +115,24 @@ class PoolTest(unittest.TestCase):
         self.assertTrue(well)
         self.assertGreaterEqual(records["patient"]["started"], 1.4)
         self.assertLess(records["patient"]["started"], 3.5)
+
+    def test_a_run_of_some_arms_keeps_the_records_of_others(self):
+        self.run_pool([Arm("e", "a", [["true"]]), Arm("e", "b", [["false"]])])
+        _, records = self.run_pool([Arm("e", "b", [["true"]])])
+        self.assertEqual({name: record["status"] for name, record in records.items()}, {"a": "done", "b": "done"})
+
+    def test_only_takes_what_is_needed_along(self):
+        arms = [
+            Arm("e", "a", []),
+            Arm("e", "b", [], needs=["e/a"]),
+            Arm("e", "c", [], needs=["e/b"], after=["e/a", "e/d"]),
+            Arm("e", "d", []),
+        ]
+        taken = chosen(arms, ["e/c*"])
+        self.assertEqual([arm.name for arm in taken], ["a", "b", "c"])
+        self.assertEqual(taken[2].after, ["e/a"])
+        with self.assertRaisesRegex(ValueError, "--only e/x: expected names among e/a"):
+            chosen(arms, ["e/x"])
 
     def test_arms_that_wait_for_none_of_the_others_are_refused(self):
         with self.assertRaisesRegex(ValueError, "e/a waits for e/b"):
