@@ -131,7 +131,8 @@ class Pool:
         for other in arm.needs:
             if self._status(other) != "done":
                 return f"needs {other}: {self._status(other)}"
-        return f"{self.start_seconds / 60:g} minutes were over"
+        late = self.elapsed() > self.start_seconds
+        return f"{self.start_seconds / 60:g} minutes were over" if late else "the run was stopped"
 
     def _start(self, arm):
         self.records[arm.key].update(status="running", started=round(self.elapsed(), 1), commands=[])

@@ -53,15 +53,20 @@ def parse(arguments):
     return options
 
 
-def chosen(arms, patterns):
-    """The arms that a pattern names, with all that they need; they come after no others."""
+def chosen(arms, patterns, folders=()):
+    """The arms that a pattern names, with all that they need, but for searches whose result lies in one of the folders already."""
     by_key = {arm.key: arm for arm in arms}
     keys = [key for key in by_key if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)]
     if not keys:
         raise ValueError(f"--only {' '.join(patterns)}: expected names among {', '.join(by_key)}, found none")
+    there = {key for key in by_key if key.startswith("search/") and any((Path(folder) / f"{key}.json").exists() for folder in folders)}
     for key in keys:  # grows
-        keys += [other for other in by_key[key].needs if other not in keys]
-    return [dataclasses.replace(arm, after=[other for other in arm.after if other in keys]) for arm in arms if arm.key in keys]
+        keys += [other for other in by_key[key].needs if other not in keys and other not in there]
+    return [
+        dataclasses.replace(arm, needs=[n for n in arm.needs if n in keys], after=[a for a in arm.after if a in keys])
+        for arm in arms
+        if arm.key in keys
+    ]
 
 
 def device_name(device):
@@ -121,7 +126,7 @@ def main(arguments):
     labs = {name: Lab(name, options) for name in options.names}
     arms = [arm for name, lab in labs.items() for arm in importlib.import_module(name).arms(lab)]
     if options.only:
-        arms = chosen(arms, options.only)
+        arms = chosen(arms, options.only, [options.out, *options.patterns])
     common = {"device": device_name(options.device), "commit": output("git", "rev-parse", "HEAD"), "scale": options.scale,
               "jobs": options.jobs, "minutes": options.minutes}  # fmt: skip
     about = {name: {**common, "index_topk": lab.model_config["index_topk"], "settings": lab.settings} for name, lab in labs.items()}

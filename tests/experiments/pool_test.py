@@ -131,8 +131,13 @@ class PoolTest(unittest.TestCase):
         taken = chosen(arms, ["e/c*"])
         self.assertEqual([arm.name for arm in taken], ["a", "b", "c"])
         self.assertEqual(taken[2].after, ["e/a"])
+        arms = [Arm("search", "greedy", []), Arm("search", "descent", [], needs=["search/greedy"])]
+        self.assertEqual(len(chosen(arms, ["*descent"], [self.root])), 2)
+        (self.root / "search").mkdir()
+        (self.root / "search/greedy.json").touch()
+        self.assertEqual([(arm.name, arm.needs) for arm in chosen(arms, ["*descent"], [self.root])], [("descent", [])])
         with self.assertRaisesRegex(ValueError, "--only e/x: expected names among e/a"):
-            chosen(arms, ["e/x"])
+            chosen([Arm("e", "a", [])], ["e/x"])
 
     def test_arms_that_wait_for_none_of_the_others_are_refused(self):
         with self.assertRaisesRegex(ValueError, "e/a waits for e/b"):
