@@ -10,14 +10,17 @@ def cell(estimate, digits=4, scale=1, sign="+"):
     return "" if estimate is None else estimate.text(digits, scale, sign)
 
 
-def loss_cells(scores, baseline, tasks=("multi_needle", "single_needle")):
-    """Difference of the loss on text, then of each task's right answers in points, from `baseline`."""
-    return [cell(scores.loss(baseline)), *(cell(scores.task(task, "right", baseline), 1, 100) for task in tasks)]
+TASKS = ("multi_needle", "single_needle")
+LOSS_HEAD = ["loss, text", "loss, answers", "4 keys, % right", "1 key, % right"]
 
 
-def own_cells(scores, tasks=("multi_needle", "single_needle")):
-    """The same, not as differences: loss, % right."""
-    return [cell(scores.loss(), 4, 1, ""), *(cell(scores.task(task, "right"), 1, 100, "") for task in tasks)]
+def loss_cells(scores, baseline):
+    """Under LOSS_HEAD, differences from `baseline`: loss on text and of answers (nats a token), right answers of tasks in points."""
+    tasks = (cell(scores.task(task, "right", baseline), 1, 100) for task in TASKS)
+    return [cell(scores.loss(baseline)), cell(scores.answers(baseline)), *tasks]
 
 
-LOSS_HEAD = ["loss, nats a token", "4 keys, % right", "1 key, % right"]
+def own_cells(scores):
+    """The same, not as differences."""
+    tasks = (cell(scores.task(task, "right"), 1, 100, "") for task in TASKS)
+    return [cell(scores.loss(), 4, 1, ""), cell(scores.answers(), 4, 1, ""), *tasks]

@@ -52,6 +52,12 @@ class Scores:
         other = self._same_inputs(minus).tasks[name][figure] if minus else [0] * len(mine)
         return ratio([a - b for a, b in zip(mine, other, strict=True)], [1] * len(mine))
 
+    def answers(self, minus=None):
+        """Loss of the answers' tokens, mean over the prompts of all tasks, or its difference; None without prompts."""
+        mine = [loss for task in self.tasks.values() for loss in task["loss"]]
+        other = [loss for task in self._same_inputs(minus).tasks.values() for loss in task["loss"]] if minus else [0] * len(mine)
+        return ratio([a - b for a, b in zip(mine, other, strict=True)], [1] * len(mine)) if mine else None
+
     def _same_inputs(self, other):
         if other.inputs != self.inputs or {k: len(v["loss"]) for k, v in other.tasks.items()} != {
             k: len(v["loss"]) for k, v in self.tasks.items()

@@ -76,14 +76,16 @@ class TablesTest(unittest.TestCase):
         self.put_search()
         rows = self.rows(tables_of_searches.search(self.root))
         # Loss 50 / 20 tokens; error sqrt(2 * (5^2 + 5^2)) / 20 = .5. Right: .75, sqrt(2 * 2 * .25^2) / 2.
-        self.assertEqual(rows[2][:3], ["all Full", "2.5000 +- 0.5000", "75.0 +- 25.0"])
+        # Answers: .75 over four prompts, sqrt(4 / 3 * 4 * .25^2) / 4.
+        self.assertEqual(rows[2][:4], ["all Full", "2.5000 +- 0.5000", "0.7500 +- 0.1443", "75.0 +- 25.0"])
         by_name = {row[0]: row for row in rows[3:]}
         # uniform: +4 and +4 nats: no spread. greedy: +1 and +3: .2, sqrt(2 * 2) / 20 = .1.
-        self.assertEqual(by_name["uniform"][1:3], ["+0.4000 +- 0.0000", "-50.0 +- 50.0"])
-        self.assertEqual(by_name["uniform"][4:], ["+0.2000 +- 0.1000", "`FSFS`"])
-        self.assertEqual(by_name["greedy"][1:], ["+0.2000 +- 0.1000", "+0.0 +- 0.0", "+0.0 +- 0.0", "", "`FFSS`"])
+        # Answers: -1 and 0 twice, sqrt(4 / 3 * 4 * .5^2) / 4.
+        self.assertEqual(by_name["uniform"][1:4], ["+0.4000 +- 0.0000", "-0.5000 +- 0.2887", "-50.0 +- 50.0"])
+        self.assertEqual(by_name["uniform"][5:], ["+0.2000 +- 0.1000", "`FSFS`"])
+        self.assertEqual(by_name["greedy"][1:], ["+0.2000 +- 0.1000", "+0.0000 +- 0.0000", "+0.0 +- 0.0", "+0.0 +- 0.0", "", "`FFSS`"])
         self.assertEqual(by_name["routed"][1], "+0.1000 +- 0.1000")
-        self.assertEqual(by_name["routed"][4:], ["-0.1000 +- 0.0000", "`-1,-1,0,0`"])
+        self.assertEqual(by_name["routed"][5:], ["-0.1000 +- 0.0000", "`-1,-1,0,0`"])
         self.assertNotIn("lazy", by_name)  # was not searched
 
     def test_effort_counts_agreement(self):
@@ -138,7 +140,8 @@ class TablesTest(unittest.TestCase):
         stages = [{"stage": "indexer", "tokens": 8e5, "seconds": 10}, {"stage": "sparse", "tokens": 12e5, "seconds": 20.4}]
         self.put("distill/uniform-1-2-own-curves", {"stages": stages})
         rows = {row[0]: row for row in self.rows(tables_of_training.distill(self.root))}
-        own = ["uniform-1-2", "own", "+0.4000 +- 0.0000", "+0.2000 +- 0.1000", "-50.0 +- 50.0", "-50.0 +- 50.0", "2.00", "30"]
+        own = ["uniform-1-2", "own", "+0.4000 +- 0.0000", "+0.2000 +- 0.1000", "-0.5000 +- 0.2887"]
+        own += ["-50.0 +- 50.0", "-50.0 +- 50.0", "2.00", "30"]
         self.assertEqual(rows["uniform-1-2"], own)
         self.assertEqual(rows["all Full"][2:4], ["2.5000 +- 0.5000", "2.3000 +- 0.5000"])
         self.put("distill/full", evaluation({"FFFF": ([18, 28], [1, 1])}, windows=WINDOWS[::-1]))
