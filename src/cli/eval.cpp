@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "cli/options.h"
 #include "cli/provenance.h"
@@ -25,6 +26,7 @@ struct EvalArguments {
   std::int64_t max_windows = 0;  // 0: all of them
   std::vector<std::int64_t> task_contexts;
   std::vector<std::string> tasks;  // none: all
+  std::vector<std::int64_t> index_topk;
   int prompts = 50, keys = 4;
   std::uint64_t seed = 1;
 };
@@ -73,7 +75,7 @@ void run(EvalArguments arguments) {
   if (arguments.task_contexts.empty()) arguments.task_contexts = {arguments.context};
   const Checkpoint checkpoint = arguments.model.open();
   const Tokenizer tokenizer = read_tokenizer(arguments.model.folder, checkpoint.config());
-  const Model model = arguments.model.load(checkpoint);
+  const Model model = arguments.model.load(checkpoint, std::move(arguments.index_topk));
 
   std::vector<std::string> names = {"baseline"};
   std::vector<Pattern> patterns = {model.baseline()};
@@ -140,6 +142,10 @@ void add_eval(CLI::App& app) {
                    "retrieval tasks, separated by commas: single_needle, multi_needle, "
                    "variable_tracking (default: all)")
       ->delimiter(',');
+  verb->add_option("--index-topk", arguments->index_topk,
+                   "k of each layer's own index set, separated by commas (default: the model's)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
   verb->add_option("--prompts", arguments->prompts, "retrieval prompts a task and length; 0: none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
