@@ -41,12 +41,11 @@ void parallel_for(std::size_t count, int num_threads, const Body& body) {
   if (failure) std::rethrow_exception(failure);
 }
 
-RetrievalOptions retrieval_options(int index, std::int64_t context) {
-  static constexpr RetrievalTask kTasks[] = {
-      RetrievalTask::kMultiNeedle, RetrievalTask::kSingleNeedle, RetrievalTask::kVariableTracking};
+// Every question is a measurement: the more of them a sequence asks, the less of a search is noise.
+RetrievalOptions retrieval_options(std::int64_t context) {
   RetrievalOptions options;
-  options.task = kTasks[index % std::size(kTasks)];
-  options.num_keys = options.task == RetrievalTask::kVariableTracking ? 2 : 4;
+  options.task = RetrievalTask::kMultiNeedle;
+  options.num_keys = static_cast<int>(std::clamp<std::int64_t>(context / 128, 1, 16));
   options.context = context;
   return options;
 }
@@ -130,7 +129,7 @@ std::vector<Sequence> make_sequences(const std::vector<Document>& documents,
     const double due = std::floor(static_cast<double>(i + 1) * options.retrieval_share + 1e-9);
     if (num_retrieval < static_cast<int>(due)) {
       RetrievalPrompt prompt =
-          generator.make(text, retrieval_options(num_retrieval, options.context), random);
+          generator.make(text, retrieval_options(options.context), random);
       sequences[i].scored = prompt.answer_positions();
       sequences[i].tokens = std::move(prompt.tokens);
       ++num_retrieval;

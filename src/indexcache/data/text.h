@@ -54,7 +54,7 @@ struct SequenceOptions {
   int num_sequences = 16;
   std::uint64_t seed = 1;
   // --tasks: this share of the sequences, spread evenly among them, is generated retrieval
-  // (data/retrieval.h): four needles, one needle and variable tracking in turn.
+  // (data/retrieval.h): multi-key needles, one key for 128 tokens of context and at most 16.
   double retrieval_share = 0.0;
 };
 
