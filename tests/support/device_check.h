@@ -43,6 +43,7 @@ inline bool find_device() {
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) return false;
   cudaDeviceProp properties;
   require_cuda(cudaGetDeviceProperties(&properties, 0), "device properties");
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a killed run still shows how far it came
   std::printf("device: %s\n", properties.name);
   return true;
 }
