@@ -2,7 +2,7 @@
 // and says by masks which query selected which. Entries without a key become zeros.
 #pragma once
 
-#include "indexcache/kernels/async_copy.cuh"
+#include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/e4m3.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
 
