@@ -186,20 +186,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Work w = find_work<kKind, kSplit>(p);
   if (w.rows <= 0) return;  // so for the whole cluster
   prepare<kFormat>(shared);
-  // Together at most the 504 registers that three threads of the launch's 168 have.
+  // A launch has 3 x 168 registers for three threads: 208 + 168 + 128.
   switch (threadIdx.x / kWarpgroup) {
     case 0:
-      take_registers<216>();
+      take_registers<208>();
       load_queries(p, w, shared);
       score_and_take_left<kKind, kSplit>(p, w, shared);
       break;
     case 1:
-      take_registers<176>();
       load_queries(p, w, shared);
       take_right<kKind, kSplit>(p, w, shared);
       break;
     default:
-      give_registers<112>();
+      give_registers<128>();
       if constexpr (kFormat == LatentFormat::kBFloat16) {
         gather_bf16<kKind>(p, w, shared);
       } else {
