@@ -4,8 +4,11 @@
 //   0  logits = q kv^T, softmax, weights to registers and shared memory, out[:, :256] += weights kv
 //   1  out[:, 256:] += weights kv
 //   2  gathers the latents of coming tiles into the two stages
-// A stage goes full (gathered) -> scores -> values of both halves -> empty. Between the two consuming warpgroups the weights
-// go ready (0 arrives, 1 waits) and free (1 arrives, 0 waits).
+// A stage goes full (gathered) -> scores -> values of both halves -> empty. Weights go from warpgroup 0 to 1 through shared memory: published (0
+// arrives, 1 waits), read (1 arrives, 0 waits). A CTA takes one piece of work after the other, so that the gather of the next
+// overlaps the end of the last; a cluster takes one.
+#include <algorithm>
+
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_output.cuh"
 
@@ -15,25 +18,11 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-__device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
-  const auto* q = static_cast<const unsigned char*>(p.q) + w.first_row * (kBlocks * 128);
-  const std::uint32_t to = shared_address(shared.q);
-  for (int at = threadIdx.x; at < kTileRows * kBlocks * 8; at += 2 * kWarpgroup) {
-    const int row = at / (kBlocks * 8), chunk = at % (kBlocks * 8);
-    const bool present = row < w.rows;
-    copy_16(to + chunk / 8 * kBlockBytes + swizzled_offset(row, chunk % 8),
-            q + (present ? row * kBlocks * 128 + chunk * 16 : 0), present);
-  }
-  wait_for_copies();
-  fence_for_wgmma();
-  barrier_sync(kConsumersDone, 2 * kWarpgroup);
-}
-
-// s = q kv^T: 9 blocks of 64 columns, 16 at a time.
-__device__ inline void multiply_scores(float (&s)[32], std::uint64_t q, std::uint64_t keys) {
-  wgmma_fence();
+// s (+)= q kv^T over blocks of 64 columns, 16 columns at a time.
+template <int kBegin, int kEnd>
+__device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys) {
 #pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
+  for (int block = kBegin; block < kEnd; ++block) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const int at = (block * kBlockBytes + step * 32) >> 4;
@@ -41,6 +30,19 @@ __device__ inline void multiply_scores(float (&s)[32], std::uint64_t q, std::uin
     }
   }
   wgmma_commit();
+}
+
+// The tile's logits, as its parts arrive.
+__device__ inline void multiply_scores(float (&s)[32], Shared& shared, int stage, int parity) {
+  const std::uint64_t q = rows_operand(shared_address(shared.q));
+  const std::uint64_t keys = rows_operand(shared_address(shared.kv[stage]));
+  mbarrier_wait(&shared.full[stage][0], parity);
+  fence_for_wgmma();
+  wgmma_fence();
+  multiply_blocks<0, kFirstBlocks>(s, q, keys);
+  mbarrier_wait(&shared.full[stage][1], parity);
+  fence_for_wgmma();
+  multiply_blocks<kFirstBlocks, kBlocks>(s, q, keys);
   wgmma_wait<0>();
   wgmma_pin(s);
 }
@@ -70,89 +72,124 @@ __device__ inline void multiply_values(float (&o)[128], std::uint64_t weights,
   wgmma_pin(o);
 }
 
-__device__ inline void release_stage(std::uint64_t* empty) {
+__device__ inline void release(std::uint64_t* empty) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, const Work& w,
-                                           Shared& shared) {
-  constexpr bool kUnion = kKind == EntryKind::kUnion;
-  const int thread = threadIdx.x % kWarpgroup;
-  const float scale = p.softmax_scale * kLog2E;
-  const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
-  RowState state;
-  float o[128] = {};
-  for (int tile = w.tile_begin, n = 0; tile < w.tile_end; ++tile, ++n) {
-    const int stage = n % kStages;
-    mbarrier_wait(&shared.full[stage], n / kStages & 1);
-    fence_for_wgmma();
-    float s[32];
-    multiply_scores(s, rows_operand(shared_address(shared.q)),
-                    rows_operand(shared_address(shared.kv[stage])));
-    bool poisoned = false;
-    if constexpr (kUnion) poisoned = barrier_any(kLeft, kWarpgroup, holds_non_finite(s));
-    float rescale[2];
-    std::uint32_t weights[16];
+// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: begin_publish, writes, end_publish; there wait_published, reads,
+// have_read.
+struct Publisher {
+  bool any = false;
+  __device__ void begin() {
+    if (any) barrier_sync(kRead, 2 * kWarpgroup);
+    any = true;
+  }
+  __device__ void end() { barrier_arrive(kPublished, 2 * kWarpgroup); }
+};
+__device__ inline void wait_published() { barrier_sync(kPublished, 2 * kWarpgroup); }
+__device__ inline void have_read() { barrier_arrive(kRead, 2 * kWarpgroup); }
+
+__device__ inline void store_factors(Shared& shared, const float (&factor)[2], int thread) {
+  if (thread % 4 != 0) return;
+  shared.rescale[row_of(thread, 0)] = factor[0];
+  shared.rescale[row_of(thread, 1)] = factor[1];
+}
+
+// Logits to weights in registers, and what they do to earlier sums.
+__device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
+                                  RowState& state, const std::uint32_t (&masks)[4][2],
+                                  const RowQueries& rows, float scale, int thread) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      state.any[i] |= mask_row(s, i, shared.masks[stage][rows.query[i]], thread);
-      rescale[i] = weigh_row(s, i, scale, state);
-    }
-    pack_weights(s, weights);
-    if (n > 0) barrier_sync(kWeightsFree, 2 * kWarpgroup);
-    store_weights(shared.weights, weights, thread);
-    if (thread % 4 == 0) {
-      shared.rescale[row_of(thread, 0)] = rescale[0];
-      shared.rescale[row_of(thread, 1)] = rescale[1];
-    }
-    if (thread == 0) shared.poisoned = poisoned;
-    fence_for_wgmma();
-    barrier_arrive(kWeightsReady, 2 * kWarpgroup);
-    rescale_values(o, rescale);
-    if (kUnion && poisoned)
-      take_out_non_finite(o, shared.kv[stage], shared.masks[stage], rows, kLeft, thread);
-    multiply_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
-    release_stage(&shared.empty[stage]);
+  for (int i = 0; i < 2; ++i) {
+    state.any[i] |= mask_row(s, i, masks[rows.query[i]], thread);
+    rescale[i] = weigh_row(s, i, scale, state);
   }
-  if (w.tile_begin < w.tile_end) barrier_sync(kWeightsFree, 2 * kWarpgroup);
-  publish_rows(state, shared, thread);
-  barrier_sync(kConsumersDone, 2 * kWarpgroup);
-  if constexpr (kSplit == EntrySplit::kCluster) {
-    store_part(o, shared, 0, thread);
-  } else {
-    write_lse(p, w, shared, thread);
-    write_half(p, w, o, shared, 0, thread);
-  }
+  pack_weights(s, weights);
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void take_right(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
+__device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared& shared) {
+  constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
-  const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
-  float o[128] = {};
-  for (int tile = w.tile_begin, n = 0; tile < w.tile_end; ++tile, ++n) {
-    const int stage = n % kStages;
-    unsigned char* values = shared.kv[stage] + 4 * kBlockBytes;
-    mbarrier_wait(&shared.full[stage], n / kStages & 1);
-    fence_for_wgmma();
-    barrier_sync(kWeightsReady, 2 * kWarpgroup);
-    const float rescale[2] = {shared.rescale[row_of(thread, 0)], shared.rescale[row_of(thread, 1)]};
-    rescale_values(o, rescale);
-    if (kKind == EntryKind::kUnion && shared.poisoned) {
-      take_out_non_finite(o, values, shared.masks[stage], rows, kRight, thread);
+  const float scale = p.softmax_scale * kLog2E;
+  Publisher publisher;
+  Walk<kKind, kSplit> walk(p);
+  for (int n = 0, works = 0; walk.next_work();) {
+    const Work& w = walk.work;
+    const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
+    RowState state;
+    float o[128] = {};
+    if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
+    for (int tile = w.tile_begin; tile < w.tile_end; ++tile, ++n) {
+      const int stage = n % kStages;
+      float s[32], rescale[2];
+      std::uint32_t weights[16];
+      multiply_scores(s, shared, stage, n / kStages & 1);
+      if (tile + 1 == w.tile_end) release(&shared.q_empty);
+      const bool poisoned = kUnion && barrier_any(kLeft, kWarpgroup, holds_non_finite(s));
+      weigh_tile(s, weights, rescale, state, shared.masks[stage], rows, scale, thread);
+      publisher.begin();
+      store_weights(shared.weights, weights, thread);
+      store_factors(shared, rescale, thread);
+      if (thread == 0) shared.poisoned = poisoned;
+      fence_for_wgmma();
+      publisher.end();
+      rescale_values(o, rescale);
+      if (poisoned)
+        take_out_non_finite(o, shared.kv[stage], shared.masks[stage], rows, kLeft, thread);
+      multiply_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
+      release(&shared.empty[stage]);
     }
-    multiply_values(o, rows_operand(shared_address(shared.weights)),
-                    columns_operand(shared_address(values), kBlockBytes));
-    barrier_arrive(kWeightsFree, 2 * kWarpgroup);
-    release_stage(&shared.empty[stage]);
+    const float factor[2] = {finish_row(state, 0), finish_row(state, 1)};
+    if constexpr (kSplit == EntrySplit::kCluster) {
+      store_part(o, shared, 0, thread);
+      store_rows(state, shared, thread);
+    } else {
+      publisher.begin();
+      store_factors(shared, factor, thread);
+      publisher.end();
+      write_lse(p, w, state, thread);
+      write_half(p, w, o, factor, 0, thread);
+    }
   }
-  barrier_sync(kConsumersDone, 2 * kWarpgroup);
-  if constexpr (kSplit == EntrySplit::kCluster) {
-    store_part(o, shared, 1, thread);
-  } else {
-    write_half(p, w, o, shared, 1, thread);
+  if (publisher.any) publisher.begin();  // whoever arrives is awaited
+}
+
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared) {
+  const int thread = threadIdx.x % kWarpgroup;
+  Walk<kKind, kSplit> walk(p);
+  for (int n = 0; walk.next_work();) {
+    const Work& w = walk.work;
+    const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
+    float o[128] = {};
+    for (int tile = w.tile_begin; tile < w.tile_end; ++tile, ++n) {
+      const int stage = n % kStages;
+      unsigned char* values = shared.kv[stage] + kFirstBlocks * kBlockBytes;
+      mbarrier_wait(&shared.full[stage][1], n / kStages & 1);
+      fence_for_wgmma();
+      wait_published();
+      const float rescale[2] = {shared.rescale[row_of(thread, 0)],
+                                shared.rescale[row_of(thread, 1)]};
+      rescale_values(o, rescale);
+      if (kKind == EntryKind::kUnion && shared.poisoned) {
+        take_out_non_finite(o, values, shared.masks[stage], rows, kRight, thread);
+      }
+      multiply_values(o, rows_operand(shared_address(shared.weights)),
+                      columns_operand(shared_address(values), kBlockBytes));
+      have_read();
+      release(&shared.empty[stage]);
+    }
+    if constexpr (kSplit == EntrySplit::kCluster) {
+      store_part(o, shared, 1, thread);
+    } else {
+      wait_published();
+      const float factor[2] = {shared.rescale[row_of(thread, 0)],
+                               shared.rescale[row_of(thread, 1)]};
+      have_read();
+      write_half(p, w, o, factor, 1, thread);
+    }
   }
 }
 
@@ -160,9 +197,12 @@ template <LatentFormat kFormat>
 __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      mbarrier_init(&shared.full[stage], kFullArrivals<kFormat>);
+      for (int part = 0; part < kParts; ++part)
+        mbarrier_init(&shared.full[stage][part], full_arrivals<kFormat>(part));
       mbarrier_init(&shared.empty[stage], 2 * kWarpgroup / 32);
     }
+    mbarrier_init(&shared.q_full, kWarpgroup);
+    mbarrier_init(&shared.q_empty, kWarpgroup / 32);
     mbarrier_init_fence();
   }
   if (threadIdx.x < kStages * 8) (&shared.masks[0][0][0])[threadIdx.x] = 0;
@@ -183,29 +223,34 @@ __global__ void __launch_bounds__(kThreads, 1)
     sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
   extern __shared__ unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
-  const Work w = find_work<kKind, kSplit>(p);
-  if (w.rows <= 0) return;  // so for the whole cluster
   prepare<kFormat>(shared);
   // A launch has 3 x 168 registers for three threads: 208 + 168 + 128.
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<208>();
-      load_queries(p, w, shared);
-      score_and_take_left<kKind, kSplit>(p, w, shared);
+      score_and_take_left<kKind, kSplit>(p, shared);
       break;
     case 1:
-      load_queries(p, w, shared);
-      take_right<kKind, kSplit>(p, w, shared);
+      take_right<kKind, kSplit>(p, shared);
       break;
     default:
       give_registers<128>();
       if constexpr (kFormat == LatentFormat::kBFloat16) {
-        gather_bf16<kKind>(p, w, shared);
+        gather_bf16<kKind, kSplit>(p, shared);
       } else {
-        gather_e4m3<kKind>(p, w, shared);
+        gather_e4m3<kKind, kSplit>(p, shared);
       }
   }
-  if constexpr (kSplit == EntrySplit::kCluster) combine_cluster(p, w, shared);
+  if constexpr (kSplit == EntrySplit::kCluster) {
+    combine_cluster(p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+  }
+}
+
+int multiprocessors() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -214,11 +259,13 @@ cudaError_t launch(const SparseMlaWgmmaParams& p, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
+  std::int64_t ctas = sparse_mla_wgmma_ctas(p);
+  if (kSplit == EntrySplit::kWhole) ctas = std::min<std::int64_t>(ctas, multiprocessors());
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kSplit == EntrySplit::kCluster ? kClusterCtas : 1u, 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(sparse_mla_wgmma_ctas(p)));
+  config.gridDim = dim3(static_cast<unsigned>(ctas));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;

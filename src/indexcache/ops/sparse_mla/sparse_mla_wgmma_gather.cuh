@@ -13,10 +13,12 @@ constexpr int kRowsAtOnce = kWarpgroup / kRowLanes;  // 16
 constexpr int kRowRounds = kTileKeys / kRowsAtOnce;  // 4
 constexpr int kMaskThreads = kTileKeys;              // of the warpgroup: two warps
 
-// Threads whose arrivals complete a stage: all by their copies; besides, those that wrote masks (bf16) or values (e4m3).
+// Threads whose arrivals complete a part: by their copies; besides, those that wrote masks (bf16) or values (e4m3).
 template <LatentFormat kFormat>
-constexpr int kFullArrivals =
-    kFormat == LatentFormat::kBFloat16 ? kWarpgroup + kMaskThreads : 2 * kWarpgroup;
+__device__ constexpr int full_arrivals(int part) {
+  if (kFormat == LatentFormat::kBFloat16) return kWarpgroup + (part == 1 ? kMaskThreads : 0);
+  return kWarpgroup + (part == 1 ? kWarpgroup : 0);
+}
 
 struct Found {
   std::int64_t offset;  // bytes from the store's data; below 0: no key
@@ -52,13 +54,25 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], std::uint32_t m
   }
 }
 
-// Asks for this thread's chunk of one row: bf16 blocks [first, end), the first of them at `from`.
-__device__ inline void copy_blocks(std::uint32_t to, const unsigned char* from, int first, int end,
-                                   bool present, std::uint64_t policy) {
+// The work's rows of q, once the logits of the work before are done.
+__device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
+                                    int works) {
+  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
+  mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
+  const auto* q =
+      static_cast<const unsigned char*>(p.q) + w.first_row * (kBlocks * 128) + lane * 16;
 #pragma unroll
-  for (int block = first; block < end; ++block) {
-    copy_16(to + block * kBlockBytes, from + (block - first) * 128, present, policy);
+  for (int round = 0; round < kRowRounds; ++round) {
+    const int row = thread / kRowLanes + round * kRowsAtOnce;
+    const bool present = row < w.rows;
+    const std::uint32_t to = shared_address(shared.q) + swizzled_offset(row, lane);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      copy_16(to + block * kBlockBytes, q + (present ? row : 0) * kBlocks * 128 + block * 128,
+              present);
+    }
   }
+  mbarrier_arrive_after_copies(&shared.q_full);
 }
 
 // The 16 e4m3 latents of 128 * quarter + 16 * lane of a row, as two chunks of bf16.
@@ -97,88 +111,109 @@ __device__ inline RawRow fetch_e4m3(const unsigned char* row, int lane, bool pre
   return raw;
 }
 
-template <EntryKind kKind>
-__device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
   const std::uint64_t policy = keep_in_l2();
+  Walk<kKind, kSplit> walk(p);
   std::int64_t offsets[kRowRounds];
   std::uint32_t mask = 0;
-  const auto look_up = [&](int tile) {
+  const auto look_up = [&] {
+    const int at = walk.tile * kTileKeys;
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round) {
-      offsets[round] = find_key<kKind>(p, w, tile * kTileKeys + first + round * kRowsAtOnce).offset;
+      offsets[round] = find_key<kKind>(p, walk.work, at + first + round * kRowsAtOnce).offset;
     }
-    if (thread < kMaskThreads) mask = find_key<kKind>(p, w, tile * kTileKeys + thread).mask;
+    if (thread < kMaskThreads) mask = find_key<kKind>(p, walk.work, at + thread).mask;
   };
-  if (w.tile_begin < w.tile_end) look_up(w.tile_begin);
-  for (int tile = w.tile_begin, n = 0; tile < w.tile_end; ++tile, ++n) {
+  bool more = walk.next_tile();
+  if (more) look_up();
+  for (int n = 0, works = 0; more; ++n) {
     const int stage = n % kStages;
+    const Work work = walk.work;
+    const bool begins = walk.tile == work.tile_begin;
     mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
     const std::uint32_t to = shared_address(shared.kv[stage]) + swizzled_offset(first, lane);
 #pragma unroll
-    for (int round = 0; round < kRowRounds; ++round) {
-      const std::int64_t offset = offsets[round];
-      copy_blocks(to + round * kRowsAtOnce * 128, data + max(offset, std::int64_t{0}), 0, kBlocks,
-                  offset >= 0, policy);
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int round = 0; round < kRowRounds; ++round) {
+        const unsigned char* from = data + max(offsets[round], std::int64_t{0});
+#pragma unroll
+        for (int block = part * kFirstBlocks; block < (part == 0 ? kFirstBlocks : kBlocks);
+             ++block) {
+          copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
+                  offsets[round] >= 0, policy);
+        }
+      }
+      mbarrier_arrive_after_copies(&shared.full[stage][part]);
     }
-    mbarrier_arrive_after_copies(&shared.full[stage]);
     if (thread < kMaskThreads) {
       write_masks<kKind>(shared.masks[stage], mask, thread);
-      mbarrier_arrive(&shared.full[stage]);
+      mbarrier_arrive(&shared.full[stage][1]);
     }
-    if (tile + 1 < w.tile_end) look_up(tile + 1);
+    more = walk.next_tile();
+    if (more) look_up();
+    if (begins) load_queries(p, work, shared, works++);
   }
   wait_for_copies();
 }
 
-template <EntryKind kKind>
-__device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
   const std::uint64_t policy = keep_in_l2();
+  Walk<kKind, kSplit> walk(p);
   std::int64_t offsets[kRowRounds];
   RawRow raw[kRowRounds];
   std::uint32_t mask = 0;
-  const auto fetch = [&](int tile) {
+  const auto fetch = [&] {
+    const int at = walk.tile * kTileKeys;
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round) {
       const std::int64_t offset =
-          find_key<kKind>(p, w, tile * kTileKeys + first + round * kRowsAtOnce).offset;
+          find_key<kKind>(p, walk.work, at + first + round * kRowsAtOnce).offset;
       raw[round] = fetch_e4m3(data + max(offset, std::int64_t{0}), lane, offset >= 0);
       offsets[round] = offset;
     }
-    if (thread < kMaskThreads) mask = find_key<kKind>(p, w, tile * kTileKeys + thread).mask;
+    if (thread < kMaskThreads) mask = find_key<kKind>(p, walk.work, at + thread).mask;
   };
-  if (w.tile_begin < w.tile_end) fetch(w.tile_begin);
-  for (int tile = w.tile_begin, n = 0; tile < w.tile_end; ++tile, ++n) {
+  bool more = walk.next_tile();
+  if (more) fetch();
+  for (int n = 0, works = 0; more; ++n) {
     const int stage = n % kStages;
-    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
     const std::uint32_t to = shared_address(shared.kv[stage]);
+    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round) {
-      const int row = first + round * kRowsAtOnce;
-      const std::int64_t offset = offsets[round];
-      copy_blocks(to + swizzled_offset(row, lane),
-                  data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, kLatentBlocks,
-                  kBlocks, offset >= 0, policy);
+      const std::uint32_t at =
+          to + kLatentBlocks * kBlockBytes + swizzled_offset(first + round * kRowsAtOnce, lane);
+      copy_16(at, data + max(offsets[round], std::int64_t{0}) + kLatentDim + 16 + 16 * lane,
+              offsets[round] >= 0, policy);
     }
-    mbarrier_arrive_after_copies(&shared.full[stage]);
+    mbarrier_arrive_after_copies(&shared.full[stage][1]);
 #pragma unroll
-    for (int round = 0; round < kRowRounds; ++round) {
+    for (int part = 0; part < kParts; ++part) {
 #pragma unroll
-      for (int quarter = 0; quarter < 4; ++quarter) {
-        const float scale = __shfl_sync(0xFFFFFFFF, raw[round].scale, quarter, kRowLanes);
-        store_e4m3(to, first + round * kRowsAtOnce, lane, quarter, raw[round].values[quarter],
-                   scale);
+      for (int round = 0; round < kRowRounds; ++round) {
+#pragma unroll
+        for (int quarter = 2 * part; quarter < 2 * part + 2; ++quarter) {
+          const float scale = __shfl_sync(0xFFFFFFFF, raw[round].scale, quarter, kRowLanes);
+          store_e4m3(to, first + round * kRowsAtOnce, lane, quarter, raw[round].values[quarter],
+                     scale);
+        }
       }
+      if (part == 1 && thread < kMaskThreads) write_masks<kKind>(shared.masks[stage], mask, thread);
+      fence_for_wgmma();
+      mbarrier_arrive(&shared.full[stage][part]);
     }
-    if (thread < kMaskThreads) write_masks<kKind>(shared.masks[stage], mask, thread);
-    fence_for_wgmma();
-    mbarrier_arrive(&shared.full[stage]);
-    if (tile + 1 < w.tile_end) fetch(tile + 1);
+    if (walk.tile == walk.work.tile_begin) load_queries(p, walk.work, shared, works++);
+    more = walk.next_tile();
+    if (more) fetch();
   }
   wait_for_copies();
 }

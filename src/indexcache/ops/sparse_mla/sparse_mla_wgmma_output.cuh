@@ -7,53 +7,63 @@ namespace indexcache::device {
 
 constexpr float kLn2 = 0.693147180559945f;
 
-// Sums over the four threads that share a row, and leaves the rows' numbers in shared memory.
-__device__ inline void publish_rows(RowState& state, Shared& shared, int thread) {
+// Sums over the four threads that share a row. Returns what out is to be multiplied with.
+__device__ inline float finish_row(RowState& state, int i) {
+  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
+  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
+  return state.any[i] ? 1 / state.sum[i] : 0;
+}
+
+__device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
+                                 const RowState& state, int thread) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float sum = state.sum[i];
-    sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
-    sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
-    if (thread % 4 == 0) {
-      const int row = row_of(thread, i);
-      shared.row_max[row] = state.max[i];
-      shared.row_sum[row] = sum;
-      shared.row_any[row] = state.any[i];
-      shared.rescale[row] = state.any[i] ? 1 / sum : 0;
-    }
+    const int row = row_of(thread, i);
+    if (thread % 4 == 0 && row < w.rows)
+      p.lse[w.first_row + row] = state.max[i] * kLn2 + logf(state.sum[i]);
   }
 }
 
-// One warpgroup's 256 columns of out, through the blocks where q stood, so that whole rows go out.
+// Four threads that share rows hold pairs t of chunks 0 to 3; afterwards thread t holds chunk t, its four pairs in order.
+__device__ inline uint4 exchange_chunks(std::uint32_t (&pairs)[4], int t) {
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const bool upper = t & distance;
+#pragma unroll
+    for (int low = 0; low < 4; ++low) {
+      if (low & distance) continue;
+      const int high = low | distance;
+      const std::uint32_t kept = upper ? pairs[high] : pairs[low],
+                          given = upper ? pairs[low] : pairs[high];
+      const std::uint32_t taken = __shfl_xor_sync(0xFFFFFFFF, given, distance);
+      pairs[low] = upper ? taken : kept;
+      pairs[high] = upper ? kept : taken;
+    }
+  }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// One warpgroup's 256 columns of out, 64 bytes of a row by four threads at a time.
 __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
-                                  const float (&o)[128], Shared& shared, int half, int thread) {
-  unsigned char* blocks = shared.q + half * 4 * kBlockBytes;
-  const float factor[2] = {shared.rescale[row_of(thread, 0)], shared.rescale[row_of(thread, 1)]};
+                                  const float (&o)[128], const float (&factor)[2], int half,
+                                  int thread) {
+  auto* out =
+      static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + thread % 4 * 16;
 #pragma unroll
-  for (int j = 0; j < 32; ++j) {
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      unsigned char* to = blocks + j / 8 * kBlockBytes + swizzled_offset(row_of(thread, i), j % 8) +
-                          4 * (thread % 4);
-      *reinterpret_cast<std::uint32_t*>(to) =
-          pack_bf16(o[4 * j + 2 * i] * factor[i], o[4 * j + 2 * i + 1] * factor[i]);
+    for (int j = 0; j < 32; j += 4) {
+      std::uint32_t pairs[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        pairs[n] =
+            pack_bf16(o[4 * (j + n) + 2 * i] * factor[i], o[4 * (j + n) + 2 * i + 1] * factor[i]);
+      }
+      const uint4 chunk = exchange_chunks(pairs, thread % 4);
+      if (row < w.rows) *reinterpret_cast<uint4*>(out + row * 1024 + j * 16) = chunk;
     }
   }
-  barrier_sync(half == 0 ? kLeft : kRight, kWarpgroup);
-  auto* out = static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512;
-#pragma unroll 4
-  for (int at = thread; at < kTileRows * 32; at += kWarpgroup) {
-    const int row = at / 32, chunk = at % 32;
-    if (row >= w.rows) break;
-    *reinterpret_cast<uint4*>(out + row * 1024 + chunk * 16) = *reinterpret_cast<const uint4*>(
-        blocks + chunk / 8 * kBlockBytes + swizzled_offset(row, chunk % 8));
-  }
-}
-
-__device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w, const Shared& shared,
-                                 int thread) {
-  if (thread < w.rows)
-    p.lse[w.first_row + thread] = shared.row_max[thread] * kLn2 + logf(shared.row_sum[thread]);
 }
 
 // fp32 rows of a part, padded so that the accumulators' layout reaches all banks.
@@ -61,6 +71,7 @@ constexpr int kPartStride = 520;
 static_assert(kTileRows * kPartStride * 4 <= kStages * kTileBytes);
 
 __device__ inline void store_part(const float (&o)[128], Shared& shared, int half, int thread) {
+  barrier_sync(kConsumersDone, 2 * kWarpgroup);  // nobody needs the tiles there any more
   auto* part = reinterpret_cast<float*>(shared.kv);
 #pragma unroll
   for (int j = 0; j < 32; ++j) {
@@ -70,6 +81,17 @@ __device__ inline void store_part(const float (&o)[128], Shared& shared, int hal
                                  2 * (thread % 4)) =
           make_float2(o[4 * j + 2 * i], o[4 * j + 2 * i + 1]);
     }
+  }
+}
+
+__device__ inline void store_rows(const RowState& state, Shared& shared, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
+    if (thread % 4 != 0) continue;
+    shared.row_max[row] = state.max[i];
+    shared.row_sum[row] = state.sum[i];
+    shared.row_any[row] = state.any[i];
   }
 }
 

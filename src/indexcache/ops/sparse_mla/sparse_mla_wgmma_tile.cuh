@@ -22,8 +22,12 @@ constexpr int kStages = 2;
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;  // scores and left values, right values, gather
 
+// A tile arrives in two parts, so that the logits can begin with the first. The left values are the first part, the right ones in the second.
+constexpr int kParts = 2;
+constexpr int kFirstBlocks = 4;
+
 struct Shared {
-  unsigned char q[kTileBytes];            // at the end: out on its way to memory
+  unsigned char q[kTileBytes];
   unsigned char kv[kStages][kTileBytes];  // at the end, in a cluster: this CTA's fp32 part of out
   unsigned char weights[kBlockBytes];     // softmax weights of one tile, bf16
   float rescale[kTileRows];  // what the tile's maximum does to earlier sums; at the end 1 / sum
@@ -32,12 +36,13 @@ struct Shared {
   std::uint32_t masks[kStages][4]
                      [2];  // bit c of query j's 64 bits: it selected key c of the tile; [3]: none
   int poisoned;            // the tile holds a value that is not finite
-  std::uint64_t full[kStages], empty[kStages];
+  std::uint64_t full[kStages][kParts], empty[kStages];
+  std::uint64_t q_full, q_empty;
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kWeightsReady = 1, kWeightsFree, kLeft, kRight, kConsumersDone };
+enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
@@ -49,15 +54,20 @@ struct Work {
   int tile_begin, tile_end;  // of the entries' tiles of 64
 };
 
+// How many pieces of work a launch has; a CTA, or a cluster, takes every gridDim-th.
+template <EntryKind kKind>
+__device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
+  const int rows = static_cast<int>(p.num_heads) * (kKind == EntryKind::kUnion ? kGroupQueries : 1);
+  return (rows + kTileRows - 1) / kTileRows;
+}
+
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline Work find_work(const SparseMlaWgmmaParams& p) {
+__device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int heads = static_cast<int>(p.num_heads);
-  const int row_tiles = (heads * (kUnion ? kGroupQueries : 1) + kTileRows - 1) / kTileRows;
-  const int cta = kSplit == EntrySplit::kCluster ? blockIdx.x / kClusterCtas : blockIdx.x;
-  const int group = cta / row_tiles;
+  const int group = item / row_tiles<kKind>(p);
   Work w;
-  w.row_in_group = cta % row_tiles * kTileRows;
+  w.row_in_group = item % row_tiles<kKind>(p) * kTileRows;
   const std::int64_t first = kUnion ? p.group_begin[group] : group;
   const std::int64_t end = kUnion ? p.group_begin[group + 1] : group + 1;
   w.first_row = first * heads + w.row_in_group;
@@ -66,15 +76,44 @@ __device__ inline Work find_work(const SparseMlaWgmmaParams& p) {
   w.entries = p.entries + group * p.entry_stride;
   w.count = static_cast<int>(p.entry_stride);
   if (p.counts) w.count = max(0, min(w.count, p.counts[group]));
-  const int tiles = (w.count + kTileKeys - 1) / kTileKeys;
-  w.tile_begin = 0;
-  w.tile_end = tiles;
-  if constexpr (kSplit == EntrySplit::kCluster) {
-    const int rank = cluster_rank();
-    w.tile_begin = tiles * rank / kClusterCtas;
-    w.tile_end = tiles * (rank + 1) / kClusterCtas;
-  }
+  const int tiles = w.rows > 0 ? (w.count + kTileKeys - 1) / kTileKeys : 0;
+  const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
+  constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
+  w.tile_begin = tiles * rank / kShares;
+  w.tile_end = tiles * (rank + 1) / kShares;
   return w;
 }
+
+// The tiles of all work of this CTA, one after the other.
+template <EntryKind kKind, EntrySplit kSplit>
+struct Walk {
+  __device__ explicit Walk(const SparseMlaWgmmaParams& params)
+      : p(params),
+        step(kSplit == EntrySplit::kCluster ? gridDim.x / kClusterCtas : gridDim.x),
+        item((kSplit == EntrySplit::kCluster ? blockIdx.x / kClusterCtas : blockIdx.x) - step),
+        items(static_cast<int>(p.num_groups) * row_tiles<kKind>(p)) {}
+
+  // The next work; false where there is none.
+  __device__ bool next_work() {
+    item += step;
+    if (item >= items) return false;
+    work = find_work<kKind, kSplit>(p, item);
+    return true;
+  }
+  // The next tile, of this work or of the next that has any.
+  __device__ bool next_tile() {
+    ++tile;
+    while (tile >= work.tile_end) {
+      if (!next_work()) return false;
+      tile = work.tile_begin;
+    }
+    return true;
+  }
+
+  const SparseMlaWgmmaParams& p;
+  int step, item, items;
+  Work work = {};
+  int tile = 0;
+};
 
 }  // namespace indexcache::device
