@@ -1,4 +1,5 @@
-// What benches of kernels on a GPU share: cold, interleaved timings, and the ceilings of the same run. CUDA's runtime and cuBLAS only.
+// What benches of kernels on a GPU share: cold, interleaved timings, and the ceilings of the same
+// run. CUDA's runtime and cuBLAS only.
 #pragma once
 
 #include <cublas_v2.h>
@@ -62,7 +63,8 @@ struct DeviceCase {
       1;  // that run() makes; above 1 it is captured in a graph, and brings its own cold data
 };
 
-// Times cases in turn, `rounds` times after one warm-up each; single calls after a write of far more than L2 holds.
+// Times cases in turn, `rounds` times after one warm-up each; single calls after a write of far
+// more than L2 holds.
 class DeviceSuite {
  public:
   // argv: --json FILE, --rounds N, --filter TEXT

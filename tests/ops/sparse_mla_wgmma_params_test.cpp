@@ -1,5 +1,5 @@
-// What the Hopper kernels of sparse_mla decide on the host: which arguments they take, how many CTAs they launch, and how
-// rows of a cache are read.
+// What the Hopper kernels of sparse_mla decide on the host: which arguments they take, how many
+// CTAs they launch, and how rows of a cache are read.
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 
 #include <gmock/gmock.h>

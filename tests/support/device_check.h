@@ -1,5 +1,6 @@
-// What programs that test kernels on a GPU share: device arrays with guard bytes, and a count of failures. CUDA's runtime and the standard
-// library only. A program returns device_result(); on a machine without a GPU it returns kNoDevice, which CTest shows as skipped.
+// What programs that test kernels on a GPU share: device arrays with guard bytes, and a count of
+// failures. CUDA's runtime and the standard library only. A program returns device_result(); on a
+// machine without a GPU it returns kNoDevice, which CTest shows as skipped.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -53,8 +54,8 @@ inline int device_result(const char* program) {
   return failures() ? 1 : 0;
 }
 
-// Elements on the device between two guards, which the destructor checks. Fresh memory holds 0xA5 bytes: what a kernel leaves
-// unwritten shows.
+// Elements on the device between two guards, which the destructor checks. Fresh memory holds 0xA5
+// bytes: what a kernel leaves unwritten shows.
 template <typename T>
 class DeviceArray {
  public:

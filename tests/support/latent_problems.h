@@ -1,4 +1,5 @@
-// Problems for sparse_mla's kernels of 512 + 64 latents, and what their results may differ from the double reference by.
+// Problems for sparse_mla's kernels of 512 + 64 latents, and what their results may differ from the
+// double reference by.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +46,8 @@ struct LatentProblem {
   std::int64_t row_bytes() const { return latent_row_bytes(format); }
 };
 
-// Sets bf16 value d of key `key` (RoPE part included); e4m3 latents get the nearest they can: NaN or 0.
+// Sets bf16 value d of key `key` (RoPE part included); e4m3 latents get the nearest they can: NaN
+// or 0.
 inline void poison(LatentProblem& p, std::int64_t key, std::int64_t d, float value) {
   unsigned char* row = &p.rows[key * p.row_bytes()];
   const std::uint16_t bits = bf16_bits(value);
@@ -82,7 +84,8 @@ inline void fill_rows(LatentProblem& p, std::mt19937& random) {
   }
 }
 
-// A union's sets are ascending without duplicates, each drifting from the one before; plain rows are anything, with -1 and duplicates.
+// A union's sets are ascending without duplicates, each drifting from the one before; plain rows
+// are anything, with -1 and duplicates.
 inline void fill_indices(LatentProblem& p, std::mt19937& random) {
   p.indices.assign(p.queries * p.top_k, -1);
   std::set<std::int32_t> drifting;
@@ -118,13 +121,15 @@ struct Reference {
 };
 
 // The kernel's arithmetic. With A the largest sum_d |q_d kv_d| of a row's keys:
-//   a wgmma adds 16 products to an accumulator and drops what lies below 2^-23 of the largest of them, once for each; 576 products and 36
-//   sums: a logit is off by at most a = softmax_scale * 612 * 2^-23 * A;
-//   so a weight is off by a factor within exp(+-2a) (its maximum is off as well), times 1 + 2^-21 for exp2; weights are rounded to bf16
-//   for the product with values, 1 + 2^-9, their sum is not; products over n keys drop (n + n / 16) 2^-23 of their magnitude, and the
+//   a wgmma adds 16 products to an accumulator and drops what lies below 2^-23 of the largest of
+//   them, once for each; 576 products and 36 sums: a logit is off by at most a = softmax_scale *
+//   612 * 2^-23 * A; so a weight is off by a factor within exp(+-2a) (its maximum is off as well),
+//   times 1 + 2^-21 for exp2; weights are rounded to bf16 for the product with values, 1 + 2^-9,
+//   their sum is not; products over n keys drop (n + n / 16) 2^-23 of their magnitude, and the
 //   rescalings of n / 64 tiles and of the parts of a cluster round n / 64 + 16 times.
 // The relative error e of a ratio of such sums is below 2 (2a) + 2^-8 + (2 n + 64) 2^-22, so
-//   |out error| <= e sum_s p_s |v_s| + 2^-8 |out|       |lse error| <= 2a + (n + 64) 2^-22 + 2^-22 |lse|
+//   |out error| <= e sum_s p_s |v_s| + 2^-8 |out|       |lse error| <= 2a + (n + 64) 2^-22 + 2^-22
+//   |lse|
 inline Reference reference_of(const LatentProblem& p) {
   constexpr std::int64_t kDim = kLatentDim + kRopeDim;
   std::vector<float> kv(p.keys * kDim), q;

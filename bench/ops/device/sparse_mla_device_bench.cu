@@ -1,9 +1,11 @@
-// sparse_mla's Hopper kernels and index_union beside the rates of matmul and copy in the same run. docs/kernels/sparse_mla.md.
+// sparse_mla's Hopper kernels and index_union beside the rates of matmul and copy in the same run.
+// docs/kernels/sparse_mla.md.
 //
-// Prefill: 4096 queries, 200704 keys, k 2048. A query's set has one key in each of 2048 equal stretches of the context; from one query to the
-// next a key is drawn anew with probability f. Three neighbours then unite to about u = 1 + 2 f times a set. "local": 64
-// neighbours share a set; "random": f = 1.
-// Decode: every request has 65536 keys of context in shuffled pages of 64, its sets are uniform; calls in one graph read different keys.
+// Prefill: 4096 queries, 200704 keys, k 2048. A query's set has one key in each of 2048 equal
+// stretches of the context; from one query to the next a key is drawn anew with probability f.
+// Three neighbours then unite to about u = 1 + 2 f times a set. "local": 64 neighbours share a set;
+// "random": f = 1. Decode: every request has 65536 keys of context in shuffled pages of 64, its
+// sets are uniform; calls in one graph read different keys.
 #include <random>
 
 #include "device_harness.h"

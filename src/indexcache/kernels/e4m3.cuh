@@ -11,8 +11,9 @@ __device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b
   return product;
 }
 
-// Bytes 2 i and 2 i + 1 of `four`. An e4m3's sign, exponent and mantissa, moved to where bf16 has them, are its value times 2^(7 - 127),
-// denormals included; the product with 2^120 is exact. NaN (all ones) comes out as 480.
+// Bytes 2 i and 2 i + 1 of `four`. An e4m3's sign, exponent and mantissa, moved to where bf16 has
+// them, are its value times 2^(7 - 127), denormals included; the product with 2^120 is exact. NaN
+// (all ones) comes out as 480.
 __device__ inline std::uint32_t e4m3_pair_to_bf16(std::uint32_t four, int pair) {
   const std::uint32_t high =
       __byte_perm(four, 0, pair == 0 ? 0x1404 : 0x3424);  // each in the upper byte of a half

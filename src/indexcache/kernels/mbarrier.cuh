@@ -1,7 +1,8 @@
 // mbarrier in shared memory, and the numbered barriers of a CTA. sm_90.
 //
-// An mbarrier counts arrivals; when its expected number has come its phase flips. A waiter names the parity of the phase whose end
-// it waits for: 0 for the first, 1 for the second, and so on; waiting for parity 1 on a fresh barrier returns at once.
+// An mbarrier counts arrivals; when its expected number has come its phase flips. A waiter names
+// the parity of the phase whose end it waits for: 0 for the first, 1 for the second, and so on;
+// waiting for parity 1 on a fresh barrier returns at once.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,8 @@ __device__ inline void mbarrier_arrive(std::uint64_t* barrier) {
                : "memory");
 }
 
-// Arrives once all earlier cp.async of this thread have landed; counts as one of the expected arrivals.
+// Arrives once all earlier cp.async of this thread have landed; counts as one of the expected
+// arrivals.
 __device__ inline void mbarrier_arrive_after_copies(std::uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
                : "memory");
@@ -48,12 +50,14 @@ __device__ inline void mbarrier_wait(std::uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// Orders this thread's view of shared memory written by ordinary stores and cp.async before what it asks of wgmma.
+// Orders this thread's view of shared memory written by ordinary stores and cp.async before what it
+// asks of wgmma.
 __device__ inline void fence_for_wgmma() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Barrier `id` (1..15; 0 is __syncthreads) among `threads` threads, some of which only announce that they have come.
+// Barrier `id` (1..15; 0 is __syncthreads) among `threads` threads, some of which only announce
+// that they have come.
 __device__ inline void barrier_sync(int id, int threads) {
   asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -1,15 +1,19 @@
-// wgmma for bf16 operands with fp32 accumulators, as sparse attention needs them, and the descriptors of operands in shared
-// memory. sm_90a.
+// wgmma for bf16 operands with fp32 accumulators, as sparse attention needs them, and the
+// descriptors of operands in shared memory. sm_90a.
 //
-// An operand in shared memory is made of blocks of 64 columns: 128 bytes a row, rows 128 bytes apart, in which the 16-byte
-// chunk c of row r stands at place c ^ (r % 8) ("128-byte swizzle"); a block starts at a multiple of 1024 bytes.
+// An operand in shared memory is made of blocks of 64 columns: 128 bytes a row, rows 128 bytes
+// apart, in which the 16-byte chunk c of row r stands at place c ^ (r % 8) ("128-byte swizzle"); a
+// block starts at a multiple of 1024 bytes.
 //   swizzled_offset(r, c)   where chunk c of row r stands
-//   rows_operand(address)   the block's rows are M or N, 16 of its columns are K (the next 16: + 32 bytes)
-//   columns_operand(...)    the transpose: 16 of its rows are K (the next 16: + 2048 bytes), columns are N; the block of the
-//                           next 64 columns stands block_bytes further on
+//   rows_operand(address)   the block's rows are M or N, 16 of its columns are K (the next 16: + 32
+//                           bytes)
+//   columns_operand(...)    the transpose: 16 of its rows are K (the next 16: + 2048 bytes),
+//                           columns are N; the block of the next 64 columns stands block_bytes
+//                           further on
 //
-// Accumulators of a 64 x N tile, thread t of the 128: element 4 j + 2 i + e is row 16 (t / 32) + t % 32 / 4 + 8 i, column
-// 8 j + 2 (t % 4) + e. As a register operand with 16 columns of K, four registers hold, for (j, i) = (0, 0), (0, 1), (1, 0), (1, 1), the pair e = 0, 1.
+// Accumulators of a 64 x N tile, thread t of the 128: element 4 j + 2 i + e is row 16 (t / 32) + t
+// % 32 / 4 + 8 i, column 8 j + 2 (t % 4) + e. As a register operand with 16 columns of K, four
+// registers hold, for (j, i) = (0, 0), (0, 1), (1, 0), (1, 1), the pair e = 0, 1.
 #pragma once
 
 #include <cstdint>

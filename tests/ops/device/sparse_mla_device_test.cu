@@ -19,7 +19,8 @@ bool same(const Result& a, const Result& b) {
   return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
 }
 
-// The rows of all keys as the problem wants them: in order, or in shuffled pages with unused ones, full of NaN, between them.
+// The rows of all keys as the problem wants them: in order, or in shuffled pages with unused ones,
+// full of NaN, between them.
 struct Placed {
   std::vector<unsigned char> bytes;
   std::vector<std::int32_t> table;
@@ -115,7 +116,8 @@ bool near(double found, double expected, double bound) {
            bound);  // a bound of NaN: beside a value that is not finite
 }
 
-// Counts what is off, and shows the first of it: where, found, expected, and in how many rows of each tile column block.
+// Counts what is off, and shows the first of it: where, found, expected, and in how many rows of
+// each tile column block.
 void compare(const LatentProblem& p, const Result& result, const Reference& r) {
   std::int64_t off_lse = 0, off_left = 0, off_right = 0, first = -1;
   double worst = 0;
@@ -192,7 +194,8 @@ void test_accuracy() {
   });
 }
 
-// The mean of the values where all logits are equal, and one value where one logit is far above: what is off, if anything?
+// The mean of the values where all logits are equal, and one value where one logit is far above:
+// what is off, if anything?
 void test_simple_weights() {
   LatentProblem p;
   p.queries = 1, p.heads = 64, p.keys = 64, p.top_k = 64, p.name = "mean of 64 keys";
@@ -226,7 +229,8 @@ LatentProblem slice(const LatentProblem& p, std::int64_t begin, std::int64_t end
   return part;
 }
 
-// Queries alone (groups alone, for unions) give the bits that they give in company, and so does any place of the keys.
+// Queries alone (groups alone, for unions) give the bits that they give in company, and so does any
+// place of the keys.
 void test_chunks_and_places() {
   for_each_path([](LatentProblem p) {
     p.queries = 10, p.heads = 20, p.keys = 600, p.top_k = 300, p.first_position = 4;
@@ -260,7 +264,8 @@ void test_non_finite() {
     for (std::int64_t i = 0; i < p.queries * p.top_k; ++i) {
       if (p.indices[i] >= 0) readers[p.indices[i]].push_back(static_cast<int>(i / p.top_k));
     }
-    // Queries 0 and 4 are hit; keys which no other query reads, and those nobody reads, are spoiled.
+    // Queries 0 and 4 are hit; keys which no other query reads, and those nobody reads, are
+    // spoiled.
     LatentProblem dirty = p;
     int hits = 0;
     for (std::int64_t s = 0; s < p.keys; ++s) {

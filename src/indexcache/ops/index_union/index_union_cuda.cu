@@ -1,6 +1,6 @@
-// index_union on a GPU: docs/kernels/index_union.md. A CTA merges the rows of one group in shared memory, two rows, then
-// their union with the third. Every thread does an equal share of the merged sequence, which it finds by a search along
-// the diagonal of the two lists.
+// index_union on a GPU: docs/kernels/index_union.md. A CTA merges the rows of one group in shared
+// memory, two rows, then their union with the third. Every thread does an equal share of the merged
+// sequence, which it finds by a search along the diagonal of the two lists.
 #include <cuda_runtime.h>
 
 #include "indexcache/ops/index_union/index_union_params.h"
@@ -17,7 +17,8 @@ struct List {
 
 __device__ std::uint32_t id_of(std::uint32_t entry) { return entry & kUnionIdMask; }
 
-// How many of the first `diagonal` entries of the merged sequence are a's; of equal ids a's comes first.
+// How many of the first `diagonal` entries of the merged sequence are a's; of equal ids a's comes
+// first.
 __device__ int split_of(List a, List b, int diagonal) {
   int low = max(0, diagonal - b.size), high = min(diagonal, a.size);
   while (low < high) {
@@ -31,8 +32,8 @@ __device__ int split_of(List a, List b, int diagonal) {
   return low;
 }
 
-// The thread's share of the merged sequence, without the second of two equal ids: their masks are joined in the first.
-// Returns how many entries that is; writes them where `out` is given.
+// The thread's share of the merged sequence, without the second of two equal ids: their masks are
+// joined in the first. Returns how many entries that is; writes them where `out` is given.
 __device__ int merge_share(List a, List b, int i, int begin, int end, std::uint32_t* out) {
   int j = begin - i, count = 0;
   for (int at = begin; at < end; ++at) {

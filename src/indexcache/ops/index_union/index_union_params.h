@@ -1,4 +1,5 @@
-// index_union: the arguments shared by the reference and the kernels. Torch-free. Semantics in index_union.h.
+// index_union: the arguments shared by the reference and the kernels. Torch-free. Semantics in
+// index_union.h.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ void index_union_cpu(const IndexUnionParams& params, const Parallel& parallel);
 
 // Largest k of the kernel: the lists of a group lie in shared memory.
 constexpr std::int64_t kIndexUnionCudaMaxTopK = 8192;
-// Queued on the stream (a cudaStream_t), graph safe. All pointers are the device's. Returns 0 or the cudaError_t.
+// Queued on the stream (a cudaStream_t), graph safe. All pointers are the device's. Returns 0 or
+// the cudaError_t.
 int index_union_cuda(const IndexUnionParams& params, void* stream);
 
 }  // namespace indexcache

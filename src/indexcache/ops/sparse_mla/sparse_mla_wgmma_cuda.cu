@@ -1,12 +1,14 @@
 // sparse_mla on Hopper: design and measurements in docs/kernels/sparse_mla.md.
 //
-// A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in tiles of 64 keys. Three warpgroups:
+// A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in tiles
+// of 64 keys. Three warpgroups:
 //   0  logits = q kv^T, softmax, weights to registers and shared memory, out[:, :256] += weights kv
 //   1  out[:, 256:] += weights kv
 //   2  gathers the latents of coming tiles into the two stages
-// A stage goes full (gathered) -> scores -> values of both halves -> empty. Weights go from warpgroup 0 to 1 through shared memory: published (0
-// arrives, 1 waits), read (1 arrives, 0 waits). A CTA takes one piece of work after the other, so that the gather of the next
-// overlaps the end of the last; a cluster takes one.
+// A stage goes full (gathered) -> scores -> values of both halves -> empty. Weights go from
+// warpgroup 0 to 1 through shared memory: published (0 arrives, 1 waits), read (1 arrives, 0
+// waits). A CTA takes one piece of work after the other, so that the gather of the next overlaps
+// the end of the last; a cluster takes one.
 #include <algorithm>
 
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
@@ -21,6 +23,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 // s (+)= q kv^T over blocks of 64 columns, 16 columns at a time.
 template <int kBegin, int kEnd>
 __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys) {
+  wgmma_fence();
 #pragma unroll
   for (int block = kBegin; block < kEnd; ++block) {
 #pragma unroll
@@ -38,7 +41,6 @@ __device__ inline void multiply_scores(float (&s)[32], Shared& shared, int stage
   const std::uint64_t keys = rows_operand(shared_address(shared.kv[stage]));
   mbarrier_wait(&shared.full[stage][0], parity);
   fence_for_wgmma();
-  wgmma_fence();
   multiply_blocks<0, kFirstBlocks>(s, q, keys);
   mbarrier_wait(&shared.full[stage][1], parity);
   fence_for_wgmma();
@@ -77,8 +79,8 @@ __device__ inline void release(std::uint64_t* empty) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
 
-// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: begin_publish, writes, end_publish; there wait_published, reads,
-// have_read.
+// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: begin_publish, writes,
+// end_publish; there wait_published, reads, have_read.
 struct Publisher {
   bool any = false;
   __device__ void begin() {

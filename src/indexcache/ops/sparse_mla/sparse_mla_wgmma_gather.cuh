@@ -1,5 +1,6 @@
-// The gathering warpgroup: brings the latents of 64 entries at a time into a stage of shared memory, as swizzled bf16 blocks,
-// and says by masks which query selected which. Entries without a key become zeros.
+// The gathering warpgroup: brings the latents of 64 entries at a time into a stage of shared
+// memory, as swizzled bf16 blocks, and says by masks which query selected which. Entries without a
+// key become zeros.
 #pragma once
 
 #include "indexcache/kernels/cp_async.cuh"
@@ -13,7 +14,8 @@ constexpr int kRowsAtOnce = kWarpgroup / kRowLanes;  // 16
 constexpr int kRowRounds = kTileKeys / kRowsAtOnce;  // 4
 constexpr int kMaskThreads = kTileKeys;              // of the warpgroup: two warps
 
-// Threads whose arrivals complete a part: by their copies; besides, those that wrote masks (bf16) or values (e4m3).
+// Threads whose arrivals complete a part: by their copies; besides, those that wrote masks (bf16)
+// or values (e4m3).
 template <LatentFormat kFormat>
 __device__ constexpr int full_arrivals(int part) {
   if (kFormat == LatentFormat::kBFloat16) return kWarpgroup + (part == 1 ? kMaskThreads : 0);

@@ -1,4 +1,5 @@
-// From accumulators to out and lse: by one CTA, or by a cluster whose CTAs each hold a part of the sum.
+// From accumulators to out and lse: by one CTA, or by a cluster whose CTAs each hold a part of the
+// sum.
 #pragma once
 
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_softmax.cuh"
@@ -24,7 +25,8 @@ __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
   }
 }
 
-// Four threads that share rows hold pairs t of chunks 0 to 3; afterwards thread t holds chunk t, its four pairs in order.
+// Four threads that share rows hold pairs t of chunks 0 to 3; afterwards thread t holds chunk t,
+// its four pairs in order.
 __device__ inline uint4 exchange_chunks(std::uint32_t (&pairs)[4], int t) {
 #pragma unroll
   for (int distance = 1; distance < 4; distance *= 2) {

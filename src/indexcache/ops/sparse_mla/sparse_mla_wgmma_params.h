@@ -1,13 +1,14 @@
-// sparse_mla on Hopper's tensor cores: latents of 512 + 64 values, q and out in bf16. Torch-free; formula in sparse_mla.h, the kernel's
-// design in docs/kernels/sparse_mla.md.
+// sparse_mla on Hopper's tensor cores: latents of 512 + 64 values, q and out in bf16. Torch-free;
+// formula in sparse_mla.h, the kernel's design in docs/kernels/sparse_mla.md.
 //
 // Queries come in groups of consecutive rows of q, each group with one list of entries:
-//   kIndices   a group is one query, entries are key ids in any order; ids outside [0, num_keys) anywhere (-1 above all) are
-//              skipped, duplicates count as often as they occur
+//   kIndices   a group is one query, entries are key ids in any order; ids outside [0, num_keys)
+//              anywhere (-1 above all) are skipped, duplicates count as often as they occur
 //   kUnion     a group is up to kGroupQueries queries, entries are index_union's
-// An empty row gives out 0 and lse -inf. A latent that a query did not select, NaN and inf included, never changes its bits: not in
-// a neighbour's entries, not in unused slots. The order of accumulation is that of the group's own entries, and with kClusters the split is a
-// function of their number: nothing depends on the other groups of the launch.
+// An empty row gives out 0 and lse -inf. A latent that a query did not select, NaN and inf
+// included, never changes its bits: not in a neighbour's entries, not in unused slots. The order of
+// accumulation is that of the group's own entries, and a cluster splits them as a function of their
+// number: nothing depends on the other groups of the launch.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ namespace indexcache {
 
 enum class EntryKind { kIndices, kUnion };
 
-// Who works on one group's entries: one CTA, or, where groups are few (decode), a cluster of kClusterCtas which share them.
+// Who works on one group's entries: one CTA, or, where groups are few (decode), a cluster of
+// kClusterCtas which share them.
 enum class EntrySplit { kWhole, kCluster };
 constexpr int kClusterCtas = 8;
 
@@ -47,14 +49,15 @@ struct SparseMlaWgmmaParams {
 // Throws InputError where the kernel could not run as the comments above say.
 void check_sparse_mla_wgmma(const SparseMlaWgmmaParams& params);
 
-// How many CTAs a launch has: row tiles of 64 (query, head) pairs for each group, times the cluster's size.
+// How many CTAs a launch has: row tiles of 64 (query, head) pairs for each group, times the
+// cluster's size.
 inline std::int64_t sparse_mla_wgmma_ctas(const SparseMlaWgmmaParams& p) {
   const std::int64_t rows = p.num_heads * (p.kind == EntryKind::kUnion ? kGroupQueries : 1);
   return p.num_groups * ((rows + 63) / 64) * (p.split == EntrySplit::kCluster ? kClusterCtas : 1);
 }
 
-// Checked params in, queued on the stream (a cudaStream_t). Allocates nothing, reads nothing on the host: it can be captured in a graph.
-// Returns 0 or the cudaError_t.
+// Checked params in, queued on the stream (a cudaStream_t). Allocates nothing, reads nothing on the
+// host: it can be captured in a graph. Returns 0 or the cudaError_t.
 int sparse_mla_wgmma(const SparseMlaWgmmaParams& params, void* stream);
 
 }  // namespace indexcache

@@ -1,12 +1,13 @@
-// The online softmax of one tile in registers, and what keeps values that are not finite from queries that did not
-// select them.
+// The online softmax of one tile in registers, and what keeps values that are not finite from
+// queries that did not select them.
 #pragma once
 
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
 
 namespace indexcache::device {
 
-// A thread of a warpgroup has two rows of the tile's 64 and, in 8 columns, every pair of columns 8 j + 2 (thread % 4).
+// A thread of a warpgroup has two rows of the tile's 64 and, in 8 columns, every pair of columns 8
+// j + 2 (thread % 4).
 __device__ inline int row_of(int thread, int i) {
   return thread / 32 * 16 + thread % 32 / 4 + 8 * i;
 }
@@ -23,7 +24,8 @@ struct RowState {
   bool any[2] = {false, false};
 };
 
-// Which of the group's queries the thread's rows belong to; kGroupQueries: none, their masks are empty.
+// Which of the group's queries the thread's rows belong to; kGroupQueries: none, their masks are
+// empty.
 struct RowQueries {
   int query[2];
 };
@@ -37,7 +39,8 @@ __device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
   return r;
 }
 
-// Logits of unselected keys to -inf. Returns the row's mask word of the first and last 32 columns, combined.
+// Logits of unselected keys to -inf. Returns the row's mask word of the first and last 32 columns,
+// combined.
 __device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mask)[2], int thread) {
   const std::uint32_t low = mask[0], high = mask[1];
   if (__any_sync(0xFFFFFFFF, (low & high) != 0xFFFFFFFF)) {
@@ -55,7 +58,8 @@ __device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mas
   return (low | high) != 0;
 }
 
-// Turns one row's logits into weights against the new maximum; returns the factor of what was summed against the old one.
+// Turns one row's logits into weights against the new maximum; returns the factor of what was
+// summed against the old one.
 __device__ inline float weigh_row(float (&s)[32], int i, float scale, RowState& state) {
   float max = -INFINITY;
 #pragma unroll
@@ -108,7 +112,8 @@ __device__ inline void rescale_values(float (&o)[128], const float (&factor)[2])
   for (int i = 0; i < 128; ++i) o[i] *= factor[i / 2 % 2];
 }
 
-// A row's logits hold a NaN or inf, selected or not, where the latent does (0 times either is NaN). A sum of products with 0 tells.
+// A row's logits hold a NaN or inf, selected or not, where the latent does (0 times either is NaN).
+// A sum of products with 0 tells.
 __device__ inline bool holds_non_finite(const float (&s)[32]) {
   float zero = 0;
 #pragma unroll
@@ -121,9 +126,10 @@ __device__ inline bool non_finite_high(std::uint32_t pair) {
   return (pair & 0x7F800000u) == 0x7F800000u;
 }
 
-// The rare tile with a NaN or inf among its values, `half` of the columns by one warpgroup. In the product its weight of 0 would spoil
-// rows that did not select it, so it is taken out: where a row did select it, that element of out is NaN (the logit is
-// NaN or +-inf, so the weight is NaN or 0), and in shared memory it becomes 0.
+// The rare tile with a NaN or inf among its values, `half` of the columns by one warpgroup. In the
+// product its weight of 0 would spoil rows that did not select it, so it is taken out: where a row
+// did select it, that element of out is NaN (the logit is NaN or +-inf, so the weight is NaN or 0),
+// and in shared memory it becomes 0.
 __device__ inline void take_out_non_finite(float (&o)[128], unsigned char* values,
                                            const std::uint32_t (&masks)[4][2],
                                            const RowQueries& rows, int barrier, int thread) {

@@ -22,7 +22,8 @@ constexpr int kStages = 2;
 constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;  // scores and left values, right values, gather
 
-// A tile arrives in two parts, so that the logits can begin with the first. The left values are the first part, the right ones in the second.
+// A tile arrives in two parts, so that the logits can begin with the first. The left values are the
+// first part, the right ones in the second.
 constexpr int kParts = 2;
 constexpr int kFirstBlocks = 4;
 
