@@ -22,27 +22,74 @@ __device__ constexpr int full_arrivals(int part) {
   return kWarpgroup + (part == 1 ? kWarpgroup : 0);
 }
 
-struct Found {
-  std::int64_t offset;  // bytes from the store's data; below 0: no key
-  std::uint32_t mask;
+// The keys of coming tiles, found by the first two warps, an entry a thread. A look-up has two
+// reads, one after the other: the entry and, in pages, the block table. Each is asked for a tile
+// before it is used, so none is waited for.
+template <EntryKind kKind, EntrySplit kSplit>
+class KeyFinder {
+ public:
+  __device__ explicit KeyFinder(const SparseMlaWgmmaParams& params) : p_(params), ahead_(params) {
+    if (threadIdx.x % kWarpgroup >= kMaskThreads) return;
+    more_ = ahead_.next_tile();
+    ask_entry();
+    ask_page();
+    ask_entry();
+  }
+
+  // Where the latent of this thread's entry of the next tile lies, in bytes from the store's data;
+  // below 0: no key. And whose it is.
+  __device__ std::int64_t next(std::uint32_t& mask) {
+    const std::int64_t row = id_ & ((std::int64_t{1} << p_.kv.page_shift) - 1);
+    const std::int64_t offset =
+        mask_ == 0 || page_ < 0 ? -1 : page_ * p_.kv.page_stride + row * p_.kv.row_stride;
+    mask = offset < 0 ? 0 : mask_;
+    ask_page();
+    ask_entry();
+    return offset;
+  }
+
+ private:
+  // The next tile's entry; where there is none, one that has no key.
+  __device__ void ask_entry() {
+    has_ = false;
+    table_ = nullptr;
+    if (!more_) return;
+    const int position = ahead_.tile * kTileKeys + threadIdx.x % kWarpgroup;
+    has_ = position < ahead_.work.count;
+    if (has_) entry_ = __ldg(ahead_.work.entries + position);
+    table_ = p_.kv.block_table + ahead_.work.request * p_.kv.table_stride;
+    more_ = ahead_.next_tile();
+  }
+
+  __device__ void ask_page() {
+    id_ = entry_;
+    mask_ = 1;
+    if constexpr (kKind == EntryKind::kUnion) {
+      id_ = static_cast<std::uint32_t>(entry_) & kUnionIdMask;
+      mask_ = static_cast<std::uint32_t>(entry_) >> kUnionIdBits;
+    }
+    if (!has_ || id_ < 0 || id_ >= p_.kv.num_keys) mask_ = 0;
+    page_ = id_ >> p_.kv.page_shift;
+    if (p_.kv.block_table && mask_ != 0) page_ = __ldg(table_ + page_);
+  }
+
+  const SparseMlaWgmmaParams& p_;
+  Walk<kKind, kSplit> ahead_;  // at the tile whose entries are asked for next
+  bool more_ = false, has_ = false;
+  std::int32_t entry_ = 0;
+  const std::int32_t* table_ = nullptr;
+  std::int64_t id_ = 0, page_ = 0;
+  std::uint32_t mask_ = 0;
 };
 
-template <EntryKind kKind>
-__device__ inline Found find_key(const SparseMlaWgmmaParams& p, const Work& w, int position) {
-  if (position >= w.count) return {-1, 0};
-  const std::int32_t entry = __ldg(w.entries + position);
-  std::int64_t id = entry;
-  std::uint32_t mask = 1;
-  if constexpr (kKind == EntryKind::kUnion) {
-    id = static_cast<std::uint32_t>(entry) & kUnionIdMask;
-    mask = static_cast<std::uint32_t>(entry) >> kUnionIdBits;
-  }
-  if (id < 0 || id >= p.kv.num_keys) return {-1, 0};
-  std::int64_t page = id >> p.kv.page_shift;
-  if (p.kv.block_table) page = __ldg(p.kv.block_table + w.request * p.kv.table_stride + page);
-  if (page < 0) return {-1, 0};
-  const std::int64_t row = id & ((std::int64_t{1} << p.kv.page_shift) - 1);
-  return {page * p.kv.page_stride + row * p.kv.row_stride, mask};
+// Leaves the next tile's offsets where all four warps read them; returns this thread's mask.
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline std::uint32_t find_tile(KeyFinder<kKind, kSplit>& finder, Shared& shared, int n) {
+  const int thread = threadIdx.x % kWarpgroup;
+  std::uint32_t mask = 0;
+  if (thread < kMaskThreads) shared.offsets[n % 2][thread] = finder.next(mask);
+  barrier_sync(kGather, kWarpgroup);
+  return mask;
 }
 
 // By the first two warps: lane by lane the masks of the tile's entries, as 64 bits a query.
@@ -119,25 +166,17 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
   const std::uint64_t policy = keep_in_l2();
+  KeyFinder<kKind, kSplit> finder(p);
   Walk<kKind, kSplit> walk(p);
-  std::int64_t offsets[kRowRounds];
-  std::uint32_t mask = 0;
-  const auto look_up = [&] {
-    const int at = walk.tile * kTileKeys;
-#pragma unroll
-    for (int round = 0; round < kRowRounds; ++round) {
-      offsets[round] = find_key<kKind>(p, walk.work, at + first + round * kRowsAtOnce).offset;
-    }
-    if (thread < kMaskThreads) mask = find_key<kKind>(p, walk.work, at + thread).mask;
-  };
-  bool more = walk.next_tile();
-  if (more) look_up();
-  for (int n = 0, works = 0; more; ++n) {
+  std::uint32_t mask = find_tile(finder, shared, 0);
+  for (int n = 0, works = 0; walk.next_tile(); ++n) {
     const int stage = n % kStages;
-    const Work work = walk.work;
-    const bool begins = walk.tile == work.tile_begin;
-    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
     const std::uint32_t to = shared_address(shared.kv[stage]) + swizzled_offset(first, lane);
+    std::int64_t offsets[kRowRounds];
+#pragma unroll
+    for (int round = 0; round < kRowRounds; ++round)
+      offsets[round] = shared.offsets[n % 2][first + round * kRowsAtOnce];
+    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
 #pragma unroll
@@ -156,9 +195,8 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
       write_masks<kKind>(shared.masks[stage], mask, thread);
       mbarrier_arrive(&shared.full[stage][1]);
     }
-    more = walk.next_tile();
-    if (more) look_up();
-    if (begins) load_queries(p, work, shared, works++);
+    if (walk.tile == walk.work.tile_begin) load_queries(p, walk.work, shared, works++);
+    mask = find_tile(finder, shared, n + 1);
   }
   wait_for_copies();
 }
@@ -169,33 +207,30 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
   const std::uint64_t policy = keep_in_l2();
+  KeyFinder<kKind, kSplit> finder(p);
   Walk<kKind, kSplit> walk(p);
-  std::int64_t offsets[kRowRounds];
   RawRow raw[kRowRounds];
   std::uint32_t mask = 0;
-  const auto fetch = [&] {
-    const int at = walk.tile * kTileKeys;
+  const auto fetch = [&](int n) {
+    mask = find_tile(finder, shared, n);
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round) {
-      const std::int64_t offset =
-          find_key<kKind>(p, walk.work, at + first + round * kRowsAtOnce).offset;
+      const std::int64_t offset = shared.offsets[n % 2][first + round * kRowsAtOnce];
       raw[round] = fetch_e4m3(data + max(offset, std::int64_t{0}), lane, offset >= 0);
-      offsets[round] = offset;
     }
-    if (thread < kMaskThreads) mask = find_key<kKind>(p, walk.work, at + thread).mask;
   };
-  bool more = walk.next_tile();
-  if (more) fetch();
-  for (int n = 0, works = 0; more; ++n) {
+  fetch(0);
+  for (int n = 0, works = 0; walk.next_tile(); ++n) {
     const int stage = n % kStages;
     const std::uint32_t to = shared_address(shared.kv[stage]);
     mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round) {
-      const std::uint32_t at =
-          to + kLatentBlocks * kBlockBytes + swizzled_offset(first + round * kRowsAtOnce, lane);
-      copy_16(at, data + max(offsets[round], std::int64_t{0}) + kLatentDim + 16 + 16 * lane,
-              offsets[round] >= 0, policy);
+      const int row = first + round * kRowsAtOnce;
+      const std::int64_t offset = shared.offsets[n % 2][row];
+      copy_16(to + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0,
+              policy);
     }
     mbarrier_arrive_after_copies(&shared.full[stage][1]);
 #pragma unroll
@@ -213,9 +248,8 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
       fence_for_wgmma();
       mbarrier_arrive(&shared.full[stage][part]);
     }
+    fetch(n + 1);
     if (walk.tile == walk.work.tile_begin) load_queries(p, walk.work, shared, works++);
-    more = walk.next_tile();
-    if (more) fetch();
   }
   wait_for_copies();
 }

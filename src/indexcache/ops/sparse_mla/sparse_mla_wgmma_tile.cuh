@@ -36,14 +36,16 @@ struct Shared {
   int row_any[kTileRows];  // whether the row has any key
   std::uint32_t masks[kStages][4]
                      [2];  // bit c of query j's 64 bits: it selected key c of the tile; [3]: none
-  int poisoned;            // the tile holds a value that is not finite
+  std::int64_t
+      offsets[2][kTileKeys];  // of the latents of the tile that is being gathered and the next
+  int poisoned;               // the tile holds a value that is not finite
   std::uint64_t full[kStages][kParts], empty[kStages];
   std::uint64_t q_full, q_empty;
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone };
+enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone, kGather };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
