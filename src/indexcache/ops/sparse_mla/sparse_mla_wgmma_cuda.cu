@@ -51,25 +51,25 @@ __device__ inline void multiply_scores(float (&s)[32], Shared& shared, int stage
 
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
-__device__ inline void multiply_values(float (&o)[128], const std::uint32_t (&weights)[16],
-                                       std::uint64_t values) {
+// o += weights kv, begun only: wait with finish_values.
+__device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
+                                    std::uint64_t values) {
   wgmma_pin(o);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step)
     wgmma_64x256_columns(o, weights + 4 * step, values + step * kValueStep, true);
   wgmma_commit();
-  wgmma_wait<0>();
-  wgmma_pin(o);
 }
-__device__ inline void multiply_values(float (&o)[128], std::uint64_t weights,
-                                       std::uint64_t values) {
+__device__ inline void begin_values(float (&o)[128], std::uint64_t weights, std::uint64_t values) {
   wgmma_pin(o);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step)
     wgmma_64x256_columns(o, weights + 2 * step, values + step * kValueStep, true);
   wgmma_commit();
+}
+__device__ inline void finish_values(float (&o)[128]) {
   wgmma_wait<0>();
   wgmma_pin(o);
 }
@@ -79,18 +79,24 @@ __device__ inline void release(std::uint64_t* empty) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
 
-// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: begin_publish, writes,
-// end_publish; there wait_published, reads, have_read.
-struct Publisher {
-  bool any = false;
-  __device__ void begin() {
-    if (any) barrier_sync(kRead, 2 * kWarpgroup);
-    any = true;
-  }
-  __device__ void end() { barrier_arrive(kPublished, 2 * kWarpgroup); }
-};
+// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: wait_read, writes, publish; there
+// wait_published, reads, have_read, and one have_read before all. wait_read also brings the warps
+// of warpgroup 0 together.
+__device__ inline void wait_read() { barrier_sync(kRead, 2 * kWarpgroup); }
+__device__ inline void publish() { barrier_arrive(kPublished, 2 * kWarpgroup); }
 __device__ inline void wait_published() { barrier_sync(kPublished, 2 * kWarpgroup); }
 __device__ inline void have_read() { barrier_arrive(kRead, 2 * kWarpgroup); }
+
+// Says to both warpgroups that tile n holds a value that is not finite. Written before wait_read
+// and read after it. Slots go round: the one cleared here was last read two tiles ago and is
+// written again two tiles on, with a barrier between.
+__device__ inline void note_poison(Shared& shared, int n, bool found) {
+  if (found) shared.poisoned[n % kPoisonSlots] = 1;
+}
+__device__ inline bool read_poison(Shared& shared, int n) {
+  if (threadIdx.x == 0) shared.poisoned[(n + 2) % kPoisonSlots] = 0;
+  return shared.poisoned[n % kPoisonSlots] != 0;
+}
 
 __device__ inline void store_factors(Shared& shared, const float (&factor)[2], int thread) {
   if (thread % 4 != 0) return;
@@ -115,7 +121,6 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  Publisher publisher;
   Walk<kKind, kSplit> walk(p);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -129,18 +134,19 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
       std::uint32_t weights[16];
       multiply_scores(s, shared, stage, n / kStages & 1);
       if (tile + 1 == w.tile_end) release(&shared.q_empty);
-      const bool poisoned = kUnion && barrier_any(kLeft, kWarpgroup, holds_non_finite(s));
+      if (kUnion) note_poison(shared, n, holds_non_finite(s));
       weigh_tile(s, weights, rescale, state, shared.masks[stage], rows, scale, thread);
-      publisher.begin();
+      wait_read();
+      rescale_values(o, rescale);
+      if (kUnion && read_poison(shared, n)) {
+        take_out_non_finite(o, shared.kv[stage], shared.masks[stage], rows, kLeft, thread);
+      }
+      begin_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
       store_weights(shared.weights, weights, thread);
       store_factors(shared, rescale, thread);
-      if (thread == 0) shared.poisoned = poisoned;
       fence_for_wgmma();
-      publisher.end();
-      rescale_values(o, rescale);
-      if (poisoned)
-        take_out_non_finite(o, shared.kv[stage], shared.masks[stage], rows, kLeft, thread);
-      multiply_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
+      publish();
+      finish_values(o);
       release(&shared.empty[stage]);
     }
     const float factor[2] = {finish_row(state, 0), finish_row(state, 1)};
@@ -148,19 +154,20 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
       store_part(o, shared, 0, thread);
       store_rows(state, shared, thread);
     } else {
-      publisher.begin();
+      wait_read();
       store_factors(shared, factor, thread);
-      publisher.end();
+      publish();
       write_lse(p, w, state, thread);
       write_half(p, w, o, factor, 0, thread);
     }
   }
-  if (publisher.any) publisher.begin();  // whoever arrives is awaited
+  wait_read();  // whoever arrives is awaited
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup;
+  have_read();
   Walk<kKind, kSplit> walk(p);
   for (int n = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -175,11 +182,12 @@ __device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared)
       const float rescale[2] = {shared.rescale[row_of(thread, 0)],
                                 shared.rescale[row_of(thread, 1)]};
       rescale_values(o, rescale);
-      if (kKind == EntryKind::kUnion && shared.poisoned) {
+      if (kKind == EntryKind::kUnion && shared.poisoned[n % kPoisonSlots]) {
         take_out_non_finite(o, values, shared.masks[stage], rows, kRight, thread);
       }
-      multiply_values(o, rows_operand(shared_address(shared.weights)),
-                      columns_operand(shared_address(values), kBlockBytes));
+      begin_values(o, rows_operand(shared_address(shared.weights)),
+                   columns_operand(shared_address(values), kBlockBytes));
+      finish_values(o);
       have_read();
       release(&shared.empty[stage]);
     }
@@ -208,6 +216,7 @@ __device__ inline void prepare(Shared& shared) {
     mbarrier_init_fence();
   }
   if (threadIdx.x < kStages * 8) (&shared.masks[0][0][0])[threadIdx.x] = 0;
+  if (threadIdx.x < kPoisonSlots) shared.poisoned[threadIdx.x] = 0;
   __syncthreads();
 }
 

@@ -69,18 +69,18 @@ __device__ inline float weigh_row(float (&s)[32], int i, float scale, RowState& 
   max = fmaxf(state.max[i], max * scale);
   const float origin = max == -INFINITY ? 0 : max;  // no key yet: every weight is exp2(-inf)
   const float rescale = exp2_fast(state.max[i] - origin);
-  float sum = 0;
+  float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float& weight = s[4 * j + 2 * i + e];
       weight = exp2_fast(fmaf(weight, scale, -origin));
-      sum += weight;
+      sums[e] += weight;
     }
   }
   state.max[i] = max;
-  state.sum[i] = fmaf(state.sum[i], rescale, sum);
+  state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
   return rescale;
 }
 

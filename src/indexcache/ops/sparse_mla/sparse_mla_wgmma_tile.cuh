@@ -25,6 +25,7 @@ constexpr int kThreads = 3 * kWarpgroup;  // scores and left values, right value
 // A tile arrives in two parts, so that the logits can begin with the first. The left values are the
 // first part, the right ones in the second.
 constexpr int kParts = 2;
+constexpr int kPoisonSlots = 4;
 constexpr int kFirstBlocks = 4;
 
 struct Shared {
@@ -37,8 +38,8 @@ struct Shared {
   std::uint32_t masks[kStages][4]
                      [2];  // bit c of query j's 64 bits: it selected key c of the tile; [3]: none
   std::int64_t
-      offsets[2][kTileKeys];  // of the latents of the tile that is being gathered and the next
-  int poisoned;               // the tile holds a value that is not finite
+      offsets[2][kTileKeys];   // of the latents of the tile that is being gathered and the next
+  int poisoned[kPoisonSlots];  // whether a tile holds a value that is not finite
   std::uint64_t full[kStages][kParts], empty[kStages];
   std::uint64_t q_full, q_empty;
 };
