@@ -13,6 +13,19 @@
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 
+// Other kernels of the same function, 64 heads, timed on the same tensors where an object that
+// defines them is linked in; indices are slots, latents bf16 (prefill) or e4m3 in pages of 64 (decode).
+extern "C" {
+__attribute__((weak)) void sparse_mla_prefill_peer(const void* q, const void* kv,
+                                                   const int* indices, int queries, int keys,
+                                                   int heads, int top_k, float scale, void* out,
+                                                   float* lse, cudaStream_t stream);
+__attribute__((weak)) void sparse_mla_decode_peer(const void* q, const void* kv, const int* slots,
+                                                  int batch, int keys, int heads, int top_k,
+                                                  float scale, void* out, float* lse,
+                                                  cudaStream_t stream);
+}
+
 namespace indexcache::bench {
 namespace {
 
@@ -57,9 +70,10 @@ IndexUnionParams union_params(const Sets& s) {
           .counts = s.counts};
 }
 
-Sets upload_sets(const std::function<double(std::int64_t)>& redraw) {
+Sets upload_sets(const std::string& name, const std::function<double(std::int64_t)>& redraw) {
   const QueryGroups groups = query_groups({{0, kQueries}});
   Sets s;
+  s.name = name;
   s.groups = static_cast<std::int64_t>(groups.request.size());
   s.indices = to_device(make_sets(redraw));
   s.group_begin = to_device(groups.begin);
@@ -71,9 +85,7 @@ Sets upload_sets(const std::function<double(std::int64_t)>& redraw) {
   double total = 0;
   for (const std::int32_t count : counts) total += count;
   s.u = total / static_cast<double>(kQueries) * kGroupQueries / kTopK;
-  char name[32];
-  std::snprintf(name, sizeof name, "u %.2f", s.u);
-  s.name = name;
+  std::printf("sets %s: u = %.3f\n", name.c_str(), s.u);
   return s;
 }
 
@@ -121,68 +133,133 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
        [p](cudaStream_t stream) { require_cuda(sparse_mla_wgmma(p, stream), "sparse_mla"); }});
 }
 
-void add_prefills(DeviceSuite& suite) {
-  const Buffers b;
-  const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys),
-                    e4m3 = store_of(LatentFormat::kE4M3, kKeys);
-  for (const double u : {1.0, 1.25, 1.45, 2.0, 2.98}) {
-    const Sets s = upload_sets([u](std::int64_t) { return std::min(1.0, (u - 1) / 1.98); });
+void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
+  if (!sparse_mla_prefill_peer) return;
+  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * kQueries * kTopK * 64 * 1088,
+             1152.0 * kQueries * kTopK, [=](cudaStream_t stream) {
+               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64, kTopK, 0.04f,
+                                       b.out, b.lse, stream);
+             }});
+}
+
+void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
+                const Buffers& b) {
+  for (const double u : {1.0, 1.25, 1.45, 2.0, 2.97}) {
+    char name[16];
+    std::snprintf(name, sizeof name, "u %.2f", u);
+    if (!suite.wants(std::string("prefill union bf16 20 heads ") + name)) continue;
+    const Sets s = upload_sets(name, [u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); });
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
-    if (u > 1.2 && u < 2) add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
+    if (u == 1.45) {
+      add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
+      add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
+      add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
+    }
+    add_prefill_peer(suite, s, bf16, b);
     suite.add({"index_union " + s.name, 0, 4.0 * (1 + s.u / 3) * kQueries * kTopK,
                [s](cudaStream_t stream) {
                  require_cuda(index_union_cuda(union_params(s), stream), "index_union");
                }});
   }
-  Sets local = upload_sets([](std::int64_t t) { return t % 64 == 0 ? 1.0 : 0.0; });
-  Sets random = upload_sets([](std::int64_t) { return 1.0; });
-  local.name = "local", random.name = "random";
-  for (const Sets& s : {local, random}) {
-    for (const std::int64_t heads : {8, 20, 64, 128}) {
+}
+
+void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
+               const Buffers& b) {
+  for (const bool local : {true, false}) {
+    const char* name = local ? "local" : "random";
+    if (!suite.wants(std::string("prefill bf16 64 heads ") + name)) continue;
+    const Sets s =
+        upload_sets(name, [=](std::int64_t t) { return local && t % 64 != 0 ? 0.0 : 1.0; });
+    for (const std::int64_t heads : {20, 64, 128}) {
       add_prefill(suite, s, prefill_params(s, bf16, b, heads, EntryKind::kIndices));
     }
     add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
+    add_prefill_peer(suite, s, bf16, b);
   }
 }
 
+void add_prefills(DeviceSuite& suite) {
+  const Buffers b;
+  const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys);
+  const LatentStore e4m3 = store_of(LatentFormat::kE4M3, kKeys);
+  add_unions(suite, bf16, e4m3, b);
+  add_plain(suite, bf16, e4m3, b);
+}
+
+constexpr std::int64_t kContext = 65536;
+
+// Requests with shuffled pages, and as many sets of indices as there are calls.
+struct Decode {
+  std::int64_t batch;
+  int calls;
+  std::vector<std::int32_t> table, sets, requests;
+
+  Decode(std::int64_t batch, const LatentStore& pages)
+      : batch(batch), table(batch * kContext / 64) {
+    std::mt19937 random(6);
+    for (std::int32_t& page : table)
+      page = static_cast<std::int32_t>(random() % (pages.num_keys / 64));
+    const std::int64_t bytes = batch * kTopK * pages.row_stride;
+    calls = static_cast<int>(std::max<std::int64_t>(20, (std::int64_t{256} << 20) / bytes));
+    sets.resize(calls * batch * kTopK);
+    constexpr std::int32_t kStretch = kContext / kTopK;
+    for (std::size_t i = 0; i < sets.size(); ++i) {
+      sets[i] = static_cast<std::int32_t>(i % kTopK * kStretch + random() % kStretch);
+    }
+    for (std::int64_t r = 0; r < batch; ++r) requests.push_back(static_cast<std::int32_t>(r));
+  }
+  // Each index's place in the cache.
+  std::vector<std::int32_t> slots() const {
+    std::vector<std::int32_t> slots(sets.size());
+    for (std::size_t i = 0; i < sets.size(); ++i) {
+      const std::int64_t request = static_cast<std::int64_t>(i) / kTopK % batch;
+      slots[i] = table[request * kContext / 64 + sets[i] / 64] * 64 + sets[i] % 64;
+    }
+    return slots;
+  }
+};
+
 void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads,
                 std::int64_t batch, const Buffers& b) {
-  constexpr std::int64_t kContext = 65536;
-  std::mt19937 random(6);
-  std::vector<std::int32_t> table(batch * kContext / 64);
-  for (std::int32_t& page : table)
-    page = static_cast<std::int32_t>(random() % (pages.num_keys / 64));
-  const std::int64_t bytes = batch * kTopK * pages.row_stride;
-  const int calls = static_cast<int>(std::max<std::int64_t>(20, (std::int64_t{256} << 20) / bytes));
-  std::vector<std::int32_t> sets(calls * batch * kTopK), requests(batch);
-  for (std::size_t i = 0; i < sets.size(); ++i) {
-    sets[i] =
-        static_cast<std::int32_t>(i % kTopK * (kContext / kTopK) + random() % (kContext / kTopK));
-  }
-  for (std::int64_t r = 0; r < batch; ++r) requests[r] = static_cast<std::int32_t>(r);
   SparseMlaWgmmaParams p = {.num_queries = batch,
                             .num_heads = heads,
                             .softmax_scale = 0.04f,
                             .split = EntrySplit::kCluster,
                             .kv = pages,
                             .num_groups = batch,
-                            .request = to_device(requests),
-                            .entries = to_device(sets),
                             .entry_stride = kTopK,
                             .q = b.q,
                             .out = b.out,
                             .lse = b.lse};
+  const std::string name = title("decode", p) + " batch " + std::to_string(batch);
+  if (!suite.wants(name)) return;
+  const Decode d(batch, pages);
+  p.request = to_device(d.requests);
+  p.entries = to_device(d.sets);
   p.kv.page_shift = 6;
   p.kv.page_stride = 64 * pages.row_stride;
-  p.kv.block_table = to_device(table);
+  p.kv.block_table = to_device(d.table);
   p.kv.table_stride = kContext / 64;
   p.kv.num_keys = kContext;
-  suite.add({title("decode", p) + " batch " + std::to_string(batch),
-             2.0 * static_cast<double>(batch * kTopK * heads) * 1088, static_cast<double>(bytes),
-             [p, calls, batch](cudaStream_t stream) {
+  const double flops = 2.0 * static_cast<double>(batch * kTopK * heads) * 1088;
+  const double bytes = static_cast<double>(batch * kTopK * pages.row_stride);
+  const int calls = d.calls;
+  suite.add({name, flops, bytes,
+             [=](cudaStream_t stream) {
                SparseMlaWgmmaParams one = p;
                for (int call = 0; call < calls; ++call, one.entries += batch * kTopK) {
                  require_cuda(sparse_mla_wgmma(one, stream), "sparse_mla");
+               }
+             },
+             calls});
+  if (!sparse_mla_decode_peer || heads != 64 || pages.format != LatentFormat::kE4M3) return;
+  const std::int32_t* slots = to_device(d.slots());
+  suite.add({"peer " + name, flops, bytes,
+             [=](cudaStream_t stream) {
+               for (int call = 0; call < calls; ++call) {
+                 sparse_mla_decode_peer(b.q, pages.data, slots + call * batch * kTopK,
+                                        static_cast<int>(batch), static_cast<int>(pages.num_keys),
+                                        64, kTopK, 0.04f, b.out, b.lse, stream);
                }
              },
              calls});
