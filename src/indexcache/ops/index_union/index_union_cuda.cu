@@ -3,6 +3,8 @@
 // sequence, which it finds by a search along the diagonal of the two lists.
 #include <cuda_runtime.h>
 
+#include <climits>
+
 #include "indexcache/ops/index_union/index_union_params.h"
 
 namespace indexcache {
@@ -32,22 +34,44 @@ __device__ int split_of(List a, List b, int diagonal) {
   return low;
 }
 
+// A place in a list, with its entry in registers; beyond the end an id above all.
+struct Place {
+  __device__ Place(List list, int at) : list(list), at(at) { load(); }
+  __device__ void advance() {
+    ++at;
+    load();
+  }
+  __device__ void load() {
+    const bool inside = at < list.size;
+    entry = inside ? list.entries[at] : 0;
+    id = inside ? static_cast<int>(id_of(entry)) : INT_MAX;
+  }
+
+  List list;
+  int at;
+  std::uint32_t entry;
+  int id;
+};
+
 // The thread's share of the merged sequence, without the second of two equal ids: their masks are
 // joined in the first. Returns how many entries that is; writes them where `out` is given.
 __device__ int merge_share(List a, List b, int i, int begin, int end, std::uint32_t* out) {
-  int j = begin - i, count = 0;
+  Place in_a(a, i), in_b(b, begin - i);
+  int last_of_a = i > 0 ? static_cast<int>(id_of(a.entries[i - 1])) : -1;
+  int count = 0;
   for (int at = begin; at < end; ++at) {
-    const bool from_a = i < a.size && (j >= b.size || id_of(a.entries[i]) <= id_of(b.entries[j]));
-    std::uint32_t entry;
-    if (from_a) {
-      entry = a.entries[i++];
-      if (j < b.size && id_of(b.entries[j]) == id_of(entry)) entry |= b.entries[j];
+    if (in_a.id <= in_b.id) {
+      if (out) out[count] = in_a.entry | (in_a.id == in_b.id ? in_b.entry : 0);
+      ++count;
+      last_of_a = in_a.id;
+      in_a.advance();
     } else {
-      entry = b.entries[j++];
-      if (i > 0 && id_of(a.entries[i - 1]) == id_of(entry)) continue;
+      if (in_b.id != last_of_a) {
+        if (out) out[count] = in_b.entry;
+        ++count;
+      }
+      in_b.advance();
     }
-    if (out) out[count] = entry;
-    ++count;
   }
   return count;
 }
