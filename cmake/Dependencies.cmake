@@ -39,7 +39,7 @@ target_include_directories(indexcache_torch SYSTEM INTERFACE
 target_link_directories(indexcache_torch INTERFACE ${INDEXCACHE_TORCH_ROOT}/lib)
 # at::parallel_for is a template over OpenMP: without the flag it runs serially. The library is the wheel's own libgomp
 # (same name, found first through the rpath), so that a process has one pool of threads.
-target_compile_options(indexcache_torch INTERFACE $<$<CXX_COMPILER_ID:GNU>:-fopenmp>)
+target_compile_options(indexcache_torch INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fopenmp>)
 target_link_libraries(indexcache_torch INTERFACE torch_cpu c10 $<$<CXX_COMPILER_ID:GNU>:gomp>)
 target_link_options(indexcache_torch INTERFACE -Wl,-rpath,${INDEXCACHE_TORCH_ROOT}/lib)
 if(INDEXCACHE_CUDA)

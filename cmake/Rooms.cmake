@@ -35,6 +35,10 @@ function(indexcache_room name)
     target_link_libraries(${library} INTERFACE ${links})
   endif()
 
+  if(room_TORCH AND sources)
+    indexcache_use_precompiled(${library} indexcache_library_headers)
+  endif()
+
   # Only rooms with CUDA sources are told of them: the others compile to the same objects with and without CUDA.
   if(INDEXCACHE_CUDA AND cuda_sources)
     target_compile_definitions(${library} PRIVATE INDEXCACHE_CUDA)
@@ -55,6 +59,9 @@ function(indexcache_room name)
     target_link_libraries(${name}_tests PRIVATE ${library} indexcache_flags GTest::gtest_main GTest::gmock
       rapidcheck_gtest)
     add_test(NAME ${name} COMMAND ${name}_tests)
+    if(room_TORCH)
+      indexcache_use_precompiled(${name}_tests indexcache_test_headers)
+    endif()
   endif()
 
   if(INDEXCACHE_CUDA)
@@ -71,6 +78,9 @@ function(indexcache_room name)
     target_include_directories(${stem} PRIVATE ${CMAKE_SOURCE_DIR}/bench)
     target_compile_definitions(${stem} PRIVATE INDEXCACHE_COMMIT="${INDEXCACHE_COMMIT}")
     target_link_libraries(${stem} PRIVATE ${library} indexcache_flags nlohmann_json::nlohmann_json)
+    if(room_TORCH)
+      indexcache_use_precompiled(${stem} indexcache_library_headers)
+    endif()
   endforeach()
 endfunction()
 

@@ -76,7 +76,7 @@ void run(BenchArguments arguments) {
                            {"decode_tokens", arguments.options.decode_tokens},
                            {"chunk", arguments.options.chunk},
                            {"patterns", speed_json(speeds)},
-                           {"provenance", provenance()}};
+                           {"provenance", provenance(model.options().device)}};
     write_file_atomically(arguments.json, json.dump(2) + "\n");
   }
 }

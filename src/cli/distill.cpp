@@ -138,7 +138,7 @@ void add_distill(CLI::App& app) {
                    "the pattern to train for: any form that eval takes")
       ->required();
   verb->add_option("--config", arguments->config,
-                   "run config: stages, rates, data (docs/distillation.md, models/distill.json)")
+                   "run config: stages, rates, data (docs/training.md, models/distill.json)")
       ->required();
   arguments->training.add_to(*verb);
   verb->add_option("--test", arguments->test, "held-out text to show the result's loss on");

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "cli/options.h"
 #include "cli/provenance.h"
@@ -24,6 +25,8 @@ struct EvalArguments {
   std::string windows = "first";
   std::int64_t max_windows = 0;  // 0: all of them
   std::vector<std::int64_t> task_contexts;
+  std::vector<std::string> tasks;  // none: all
+  std::vector<std::int64_t> index_topk;
   int prompts = 50, keys = 4;
   std::uint64_t seed = 1;
 };
@@ -35,6 +38,13 @@ void warn_beyond_trained_context(const EvalArguments& arguments, const Model& mo
     fmt::print(stderr, "indexcache: notice: {} tokens are more than the model's context of {}\n",
                longest, model.config().max_position_embeddings);
   }
+}
+
+std::vector<RetrievalTask> chosen_tasks(const EvalArguments& arguments) {
+  if (arguments.tasks.empty()) return all_retrieval_tasks();
+  std::vector<RetrievalTask> tasks;
+  for (const auto& name : arguments.tasks) tasks.push_back(parse_retrieval_task(name));
+  return tasks;
 }
 
 EvalInputs make_inputs(const EvalArguments& arguments, const Tokenizer& tokenizer) {
@@ -50,7 +60,8 @@ EvalInputs make_inputs(const EvalArguments& arguments, const Tokenizer& tokenize
   }
   if (arguments.prompts > 0) {
     inputs.tasks = make_task_sets(tokenize(documents, tokenizer).tokens, tokenizer,
-                                  {.contexts = arguments.task_contexts,
+                                  {.tasks = chosen_tasks(arguments),
+                                   .contexts = arguments.task_contexts,
                                    .num_prompts = arguments.prompts,
                                    .num_keys = arguments.keys,
                                    .seed = arguments.seed});
@@ -60,10 +71,11 @@ EvalInputs make_inputs(const EvalArguments& arguments, const Tokenizer& tokenize
 
 void run(EvalArguments arguments) {
   if (!arguments.json.empty()) check_writable(arguments.json);
+  chosen_tasks(arguments);  // a name that is none is refused before work
   if (arguments.task_contexts.empty()) arguments.task_contexts = {arguments.context};
   const Checkpoint checkpoint = arguments.model.open();
   const Tokenizer tokenizer = read_tokenizer(arguments.model.folder, checkpoint.config());
-  const Model model = arguments.model.load(checkpoint);
+  const Model model = arguments.model.load(checkpoint, std::move(arguments.index_topk));
 
   std::vector<std::string> names = {"baseline"};
   std::vector<Pattern> patterns = {model.baseline()};
@@ -93,7 +105,9 @@ void run(EvalArguments arguments) {
     json["text"]["file"] = arguments.text.string();
     json["seed"] = arguments.seed;
     json["model"] = arguments.model.folder.string();
-    json["provenance"] = provenance();
+    json["device"] = arguments.model.device;
+    json["dtype"] = arguments.model.dtype;
+    json["provenance"] = provenance(model.options().device);
     write_file_atomically(arguments.json, json.dump(2) + "\n");
   }
 }
@@ -122,6 +136,14 @@ void add_eval(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   verb->add_option("--tasks-lengths", arguments->task_contexts,
                    "tokens a retrieval prompt, separated by commas (default: the context)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--tasks", arguments->tasks,
+                   "retrieval tasks, separated by commas: single_needle, multi_needle, "
+                   "variable_tracking (default: all)")
+      ->delimiter(',');
+  verb->add_option("--index-topk", arguments->index_topk,
+                   "k of each layer's own index set, separated by commas (default: the model's)")
       ->delimiter(',')
       ->check(CLI::PositiveNumber);
   verb->add_option("--prompts", arguments->prompts, "retrieval prompts a task and length; 0: none")

@@ -48,7 +48,8 @@ double per_second(std::int64_t count, double seconds) {
 // What --json prints. `text` is the decoded tokens: whole characters, as it is streamed otherwise.
 nlohmann::json as_json(const GenerateArguments& arguments, const Pattern& pattern,
                        const std::string& prompt, const std::vector<std::int32_t>& prompt_tokens,
-                       const std::string& text, const Generation& generation) {
+                       const std::string& text, const Generation& generation,
+                       const at::Device& device) {
   return {
       {"model", arguments.model.folder.string()},
       {"pattern", pattern.str()},
@@ -60,7 +61,7 @@ nlohmann::json as_json(const GenerateArguments& arguments, const Pattern& patter
       {"prefill_tokens_per_second",
        per_second(generation.prompt_tokens, generation.prefill_seconds)},
       {"decode_tokens_per_second", per_second(generation.decode_steps, generation.decode_seconds)},
-      {"provenance", provenance()}};
+      {"provenance", provenance(device)}};
 }
 
 void print_rates(const Generation& generation) {
@@ -97,7 +98,9 @@ void run(GenerateArguments arguments) {
                                          [&](std::int32_t token) { write(stream.push(token)); });
   write(stream.finish());
   if (arguments.json) {
-    fmt::print("{}\n", as_json(arguments, pattern, text, prompt, written, generation).dump(2));
+    fmt::print("{}\n", as_json(arguments, pattern, text, prompt, written, generation,
+                               model.options().device)
+                           .dump(2));
   } else {
     write_now("\n");
     print_rates(generation);

@@ -32,10 +32,12 @@ Checkpoint ModelArguments::open() const {
   return checkpoint;
 }
 
-Model ModelArguments::load(const Checkpoint& checkpoint) const {
+Model ModelArguments::load(const Checkpoint& checkpoint,
+                           std::vector<std::int64_t> index_topk) const {
   return Model::load(checkpoint, {.device = parse_device(device),
                                   .dtype = dtype == "bf16" ? at::kBFloat16 : at::kFloat,
-                                  .latent_norm_eps = latent_norm_eps});
+                                  .latent_norm_eps = latent_norm_eps,
+                                  .index_topk = std::move(index_topk)});
 }
 
 void TextArguments::add_to(CLI::App& app) {

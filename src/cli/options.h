@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/data/text.h"
@@ -23,7 +24,8 @@ struct ModelArguments {
   void add_to(CLI::App& app);
   // Applies --threads, opens the checkpoint (printing its notices to stderr), loads the weights.
   Checkpoint open() const;
-  Model load(const Checkpoint& checkpoint) const;
+  // `index_topk`: as in ModelOptions.
+  Model load(const Checkpoint& checkpoint, std::vector<std::int64_t> index_topk = {}) const;
 };
 
 // --text FILE [--context N] [--sequences N] [--seed N] [--tasks SHARE]

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "commit.h"  // generated: INDEXCACHE_COMMIT
+#include "indexcache/ops/cuda_device.h"
 
 namespace indexcache::cli {
 namespace {
@@ -37,16 +38,15 @@ std::string cpu_name() {
 
 }  // namespace
 
-nlohmann::json provenance() {
+nlohmann::json provenance(const at::Device& device) {
   const double bytes =
       static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
-  return {{"command", command_line()},
-          {"commit", INDEXCACHE_COMMIT},
-          {"machine",
-           {{"cpu", cpu_name()},
-            {"cores", std::thread::hardware_concurrency()},
-            {"memory_gib", static_cast<int>(bytes / (1 << 30) + 0.5)},
-            {"threads", at::get_num_threads()}}}};
+  nlohmann::json machine = {{"cpu", cpu_name()},
+                            {"cores", std::thread::hardware_concurrency()},
+                            {"memory_gib", static_cast<int>(bytes / (1 << 30) + 0.5)},
+                            {"threads", at::get_num_threads()}};
+  if (!device.is_cpu()) machine["gpu"] = device_name(device);
+  return {{"command", command_line()}, {"commit", INDEXCACHE_COMMIT}, {"machine", machine}};
 }
 
 }  // namespace indexcache::cli

@@ -25,7 +25,7 @@ void print_case(const SelfTestCase& result) {
              result.failure.empty() ? "" : "\n      " + result.failure);
 }
 
-nlohmann::json as_json(const std::string& device, const std::vector<SelfTestCase>& results,
+nlohmann::json as_json(const at::Device& device, const std::vector<SelfTestCase>& results,
                        std::ptrdiff_t failed) {
   nlohmann::json cases = nlohmann::json::array();
   for (const auto& result : results) {
@@ -36,7 +36,10 @@ nlohmann::json as_json(const std::string& device, const std::vector<SelfTestCase
                      {"failure", nullptr}});
     if (!result.failure.empty()) cases.back()["failure"] = result.failure;
   }
-  return {{"device", device}, {"cases", cases}, {"failed", failed}, {"provenance", provenance()}};
+  return {{"device", device.str()},
+          {"cases", cases},
+          {"failed", failed},
+          {"provenance", provenance(device)}};
 }
 
 void run(const Arguments& arguments) {
@@ -44,14 +47,14 @@ void run(const Arguments& arguments) {
   if (cuda && !at::hasCUDA()) {
     throw expectation_error("--device", "a machine and a build with CUDA", "none");
   }
-  const auto results =
-      run_selftest(at::Device(cuda ? at::kCUDA : at::kCPU), [&](const SelfTestCase& result) {
-        if (!arguments.json) print_case(result);
-      });
+  const at::Device device(cuda ? at::kCUDA : at::kCPU);
+  const auto results = run_selftest(device, [&](const SelfTestCase& result) {
+    if (!arguments.json) print_case(result);
+  });
   const auto failed = std::count_if(results.begin(), results.end(),
                                     [](const auto& result) { return !result.failure.empty(); });
   if (arguments.json) {
-    fmt::print("{}\n", as_json(arguments.device, results, failed).dump(2));
+    fmt::print("{}\n", as_json(device, results, failed).dump(2));
   } else {
     fmt::print("{} cases, {} failed\n", results.size(), failed);
   }

@@ -1,10 +1,7 @@
 #include "indexcache/base/progress.h"
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
@@ -18,7 +15,7 @@ using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
 using ::testing::StartsWith;
 
-// What `use(stream)` writes to a file, as a log sees it.
+// What `use(stream)` writes to a file.
 template <typename Use>
 std::string logged(const Use& use) {
   std::FILE* stream = std::tmpfile();
@@ -69,35 +66,14 @@ TEST(Progress, WithoutAStreamIsSilent) {
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
 }
 
-// What `use(stream)` draws on a terminal.
-template <typename Use>
-void drawn(const Use& use, std::string* text) {
-  const int controller = ::posix_openpt(O_RDWR | O_NOCTTY);
-  ASSERT_GE(controller, 0);
-  ASSERT_EQ(::grantpt(controller), 0);
-  ASSERT_EQ(::unlockpt(controller), 0);
-  std::FILE* terminal = std::fopen(::ptsname(controller), "w");
-  ASSERT_NE(terminal, nullptr);
-  use(terminal);
-  text->resize(4096);
-  const auto size = ::read(controller, text->data(), text->size());
-  ASSERT_GT(size, 0);
-  text->resize(static_cast<std::size_t>(size));
-  std::fclose(terminal);
-  ::close(controller);
-}
-
-TEST(Progress, RedrawsOneLineWithRateAndTimeLeftOnATerminal) {
-  std::string text;
-  drawn(
-      [](std::FILE* terminal) {
-        // Resumed at step 100 of 1000: only the 20 steps made here count into the rate.
-        Progress progress("search", "evaluations", 1000, 100, terminal);
-        std::this_thread::sleep_for(std::chrono::milliseconds(250));
-        progress.update(120);
-        progress.update(121);  // too soon to draw again
-      },
-      &text);
+TEST(Progress, RedrawsOneLineWithRateAndTimeLeft) {
+  const auto text = logged([](std::FILE* stream) {
+    // Resumed at step 100 of 1000: only the 20 steps made here count into the rate.
+    Progress progress("search", "evaluations", 1000, 100, stream, ProgressDisplay::kRedrawnLine);
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    progress.update(120);
+    progress.update(121);  // too soon to draw again
+  });
   EXPECT_THAT(text, StartsWith("\r\033[Ksearch: 120/1000 evaluations, "));
   EXPECT_THAT(text, HasSubstr("s left\r\033[Ksearch: 121/1000 evaluations, took "));
   // At most 20 steps in the 0.25 s that passed at least.
@@ -107,16 +83,13 @@ TEST(Progress, RedrawsOneLineWithRateAndTimeLeftOnATerminal) {
 }
 
 TEST(Progress, CountsNoStepOfAnEarlierRunIntoTheRate) {
-  std::string text;
-  drawn(
-      [](std::FILE* terminal) {
-        Progress progress("search", "evaluations", 1000, 0, terminal);
-        progress.set_resumed(100);  // answered from a journal, it turns out
-        progress.update(100);
-        std::this_thread::sleep_for(std::chrono::milliseconds(250));
-        progress.update(120);
-      },
-      &text);
+  const auto text = logged([](std::FILE* stream) {
+    Progress progress("search", "evaluations", 1000, 0, stream, ProgressDisplay::kRedrawnLine);
+    progress.set_resumed(100);  // answered from a journal, it turns out
+    progress.update(100);
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    progress.update(120);
+  });
   EXPECT_THAT(text, StartsWith("\r\033[Ksearch: 120/1000 evaluations, "));
   EXPECT_LE(std::stod(text.substr(text.find(", ") + 2)), 80.1);
 }

@@ -51,6 +51,7 @@ value = lambda entry, key: entry["language"][key]["value"]
 for entry in (half, routed):
     for key in ("loss", "bits_per_byte"):
         assert abs(value(entry, key) - value(baseline, key) - value(entry, key + "_difference")) < 1e-9
+assert len(half["language"]["each"]["nll"]) == len(one["windows"]) == one["text"]["windows"]
 assert [d["domain"] for d in baseline["language"]["by_domain"]] == ["a", "b"]
 assert [(t["task"], t["context"], t["prompts"]) for t in half["tasks"]] == [
     (task, context, 2) for context in (400, 450) for task in ("single_needle", "multi_needle", "variable_tracking")]
@@ -58,6 +59,22 @@ PYTHON
 "${evaluate[@]}" --text "$model/text.txt" --prompts 0 --max-windows 1 >"$work/few.txt" 2>/dev/null
 grep -q "1 windows of up to 64 tokens" "$work/few.txt" || fail "not one window: $(cat "$work/few.txt")"
 ! grep -q Retrieval "$work/few.txt" || fail "retrieval without prompts"
+"${evaluate[@]}" --text "$model/text.txt" --max-windows 1 --tasks-lengths 400,450 --prompts 2 --tasks multi_needle --json "$work/task.json" \
+  >/dev/null 2>&1
+python3 - "$work" <<'PYTHON'
+import json, sys
+few = json.load(open(f"{sys.argv[1]}/task.json"))["patterns"][0]["tasks"]
+assert [(task["task"], task["context"]) for task in few] == [("multi_needle", 400), ("multi_needle", 450)]
+PYTHON
+refused 1 'retrieval task: expected single_needle, multi_needle, variable_tracking, found "needles"' \
+  "${evaluate[@]}" --text "$model/text.txt" --tasks needles --json "$work/refused.json"
+# k of every layer: the model's own changes nothing, another does.
+own_k=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["index_topk"])' "$model/config.json")
+for k in "$own_k,$own_k,$own_k,$own_k" "$own_k,2,$own_k,$own_k"; do
+  "${evaluate[@]}" --text "$model/text.txt" --prompts 0 --max-windows 1 --index-topk "$k" >"$work/k-$k.txt" 2>/dev/null
+done
+cmp "$work/few.txt" "$work/k-$own_k,$own_k,$own_k,$own_k.txt" || fail "the model's own k changes figures"
+! cmp -s "$work/few.txt" "$work/k-$own_k,2,$own_k,$own_k.txt" || fail "k of layer 1 changes nothing"
 
 # --- Bad inputs.
 : >"$work/empty.txt"
@@ -73,6 +90,7 @@ refused 1 "layer 2" "${evaluate[@]}" "${text[@]}" "${into[@]}" --pattern=-1,0,1,
 refused 1 "layers" "${evaluate[@]}" "${text[@]}" "${into[@]}" --pattern FSF
 refused 1 "the folder" "${evaluate[@]}" "${text[@]}" --json "$work/nowhere/refused.json"
 refused 1 "a context of at least" "${evaluate[@]}" "${text[@]}" "${into[@]}" --tasks-lengths 20
+refused 1 "expected 4 positive integers, found 16,16" "${evaluate[@]}" "${text[@]}" "${into[@]}" --index-topk 16,16
 refused 2 "--text" "${evaluate[@]}"
 refused 2 "--windows" "${evaluate[@]}" "${text[@]}" --windows some
 # Weights that are not finite: no table of nan. Every window's first token is the end of text.

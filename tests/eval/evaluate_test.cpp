@@ -190,6 +190,32 @@ TEST_F(EvaluateTest, DifferencesCarryThePairedError) {
   EXPECT_NEAR(difference["standard_error"], std::sqrt(n / (n - 1) * squares) / tokens, 1e-12);
 }
 
+// What another model's figures on the same inputs are paired with.
+TEST_F(EvaluateTest, TheFiguresOfEveryWindowAndPromptMakeTheMeans) {
+  const auto json = eval_json(inputs_, {{"baseline", evaluate(model_, {full_}, inputs_)[0]},
+                                        {"shared", evaluate(model_, {shared_}, inputs_)[0]}});
+  ASSERT_EQ(json["windows"].size(), inputs_.windows.size());
+  EXPECT_EQ(json["windows"].back()["domain"], "y");
+  for (const auto& pattern : json["patterns"]) {
+    const std::vector<double> nll = pattern["language"]["each"]["nll"];
+    ASSERT_EQ(nll.size(), inputs_.windows.size());
+    double nats = 0, tokens = 0, bytes = 0;
+    for (std::size_t i = 0; i < nll.size(); ++i) {
+      nats += nll[i];
+      tokens += json["windows"][i]["tokens"].get<double>();
+      bytes += json["windows"][i]["bytes"].get<double>();
+    }
+    EXPECT_NEAR(pattern["language"]["loss"]["value"], nats / tokens, 1e-9);
+    EXPECT_NEAR(pattern["language"]["bits_per_byte"]["value"], nats / std::log(2.0) / bytes, 1e-9);
+    for (const auto& task : pattern["tasks"]) {
+      const std::vector<double> right = task["each"]["right"], loss = task["each"]["loss"];
+      ASSERT_EQ(right.size(), 3u);
+      EXPECT_NEAR(task["accuracy"]["value"], (right[0] + right[1] + right[2]) / 3, 1e-9);
+      EXPECT_NEAR(task["loss"]["value"], (loss[0] + loss[1] + loss[2]) / 3, 1e-9);
+    }
+  }
+}
+
 TEST_F(EvaluateTest, AnswersAreRightWhereTheyAreTheArgmax) {
   RetrievalPrompt prompt = inputs_.tasks[1].prompts[0];
   ASSERT_EQ(prompt.answers.size(), 2u);

@@ -115,6 +115,32 @@ TEST(Reuse, TopKBeyondTheContextIsDenseAttention) {
   }
 }
 
+// A layer's own k gives the set that the model with that k everywhere has there, up to the first
+// layer that differs.
+TEST(Reuse, EveryLayerMayKeepItsOwnNumberOfKeys) {
+  const auto expected = read_golden("glm_full").at(0);
+  const auto checkpoint = Checkpoint::open(expected.folder());
+  const auto k = checkpoint.config().index_topk;
+  const auto sets_under = [&](std::vector<std::int64_t> index_topk) {
+    const auto model = Model::load(checkpoint, {.latent_norm_eps = {}, .index_topk = index_topk});
+    return run_model(model, Pattern::full(4), expected.tokens, kWhole).index_sets;
+  };
+  const auto same = sets_under({k, k, k, k}), own = sets_under({k, 3, 2 * k, k});
+  const auto config = [&](auto& json) { json["index_topk"] = 3; };
+  const auto small =
+      run_model(load_changed("glm_full", config), Pattern::full(4), expected.tokens, kWhole)
+          .index_sets;
+  for (const auto& [layer, set] : expected.index_sets) EXPECT_TRUE(set.equal(same.at(layer)));
+  EXPECT_TRUE(own.at(0).equal(same.at(0)));
+  EXPECT_EQ(own.at(1).size(1), 3);
+  EXPECT_EQ(own.at(2).size(1), 2 * k);
+  EXPECT_TRUE(sets_under({3, k, k, k}).at(0).equal(small.at(0)));
+  const std::vector<std::vector<std::int64_t>> refused = {{k}, {k, k, 0, k}, {k, k, k, k, k}};
+  for (const auto& wrong : refused) {
+    EXPECT_THROW(sets_under(wrong), InputError);
+  }
+}
+
 // T2: a wrong RoPE style in the indexer gives other index sets, so the goldens can tell.
 TEST(Reuse, IndexerRopeStylesSelectDifferently) {
   for (const std::string golden :

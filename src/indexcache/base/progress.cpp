@@ -19,15 +19,24 @@ std::string duration_text(double seconds) {
 
 }  // namespace
 
+ProgressDisplay display_for(std::FILE* stream) {
+  return stream != nullptr && ::isatty(::fileno(stream)) != 0 ? ProgressDisplay::kRedrawnLine
+                                                              : ProgressDisplay::kLogLines;
+}
+
 Progress::Progress(std::string what, std::string unit, int64_t total, int64_t done,
                    std::FILE* stream)
+    : Progress(std::move(what), std::move(unit), total, done, stream, display_for(stream)) {}
+
+Progress::Progress(std::string what, std::string unit, int64_t total, int64_t done,
+                   std::FILE* stream, ProgressDisplay display)
     : what_(std::move(what)),
       unit_(std::move(unit)),
       total_(total),
       done_(done),
       first_(done),
       stream_(stream),
-      terminal_(stream != nullptr && ::isatty(::fileno(stream)) != 0),
+      display_(display),
       exceptions_(std::uncaught_exceptions()),
       start_(std::chrono::steady_clock::now()),
       drawn_(start_) {}
@@ -42,7 +51,8 @@ void Progress::update(int64_t done, const std::string& note) {
   note_ = note;
   if (stream_ == nullptr) return;
   const auto now = std::chrono::steady_clock::now();
-  const auto interval = terminal_ ? std::chrono::milliseconds(200) : std::chrono::seconds(10);
+  const auto interval = display_ == ProgressDisplay::kRedrawnLine ? std::chrono::milliseconds(200)
+                                                                  : std::chrono::seconds(10);
   if (now - drawn_ < interval) return;
   drawn_ = now;
   draw(false);
@@ -62,7 +72,7 @@ void Progress::draw(bool last) {
         duration_text(static_cast<double>(std::max<int64_t>(total_ - done_, 0)) / rate));
   }
   if (!note_.empty()) line += ", " + note_;
-  if (terminal_) {
+  if (display_ == ProgressDisplay::kRedrawnLine) {
     fmt::print(stream_, "\r\033[K{}{}", line, last ? "\n" : "");
   } else {
     fmt::print(stream_, "{}\n", line);

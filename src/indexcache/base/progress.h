@@ -9,6 +9,9 @@
 
 namespace indexcache {
 
+enum class ProgressDisplay { kRedrawnLine, kLogLines };
+ProgressDisplay display_for(std::FILE* stream);  // the redrawn line: on a terminal alone
+
 class Progress {
  public:
   // `what` names the work, `unit` one step of it ("evaluations"). `done` is where a resumed run
@@ -16,6 +19,8 @@ class Progress {
   // silent.
   Progress(std::string what, std::string unit, int64_t total, int64_t done = 0,
            std::FILE* stream = stderr);
+  Progress(std::string what, std::string unit, int64_t total, int64_t done, std::FILE* stream,
+           ProgressDisplay display);
   // The last line: how long it took. None where an exception ends work of which nothing was shown
   // yet, so that a refusal is one line alone.
   ~Progress();
@@ -35,7 +40,7 @@ class Progress {
   std::string what_, unit_, note_;
   int64_t total_, done_, first_;
   std::FILE* stream_;
-  bool terminal_;
+  ProgressDisplay display_;
   bool shown_ = false;
   int exceptions_;  // in flight where it was made
   std::chrono::steady_clock::time_point start_, drawn_;

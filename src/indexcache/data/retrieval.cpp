@@ -63,6 +63,11 @@ std::vector<std::int32_t> repeat_to(std::span<const std::int32_t> tokens, std::s
 
 }  // namespace
 
+std::vector<RetrievalTask> all_retrieval_tasks() {
+  return {RetrievalTask::kSingleNeedle, RetrievalTask::kMultiNeedle,
+          RetrievalTask::kVariableTracking};
+}
+
 std::string_view retrieval_task_name(RetrievalTask task) {
   switch (task) {
     case RetrievalTask::kSingleNeedle:
@@ -73,6 +78,15 @@ std::string_view retrieval_task_name(RetrievalTask task) {
       return "variable_tracking";
   }
   INDEXCACHE_ASSERT(false);
+}
+
+RetrievalTask parse_retrieval_task(const std::string& name) {
+  std::vector<std::string_view> names;
+  for (const auto task : all_retrieval_tasks()) {
+    names.push_back(retrieval_task_name(task));
+    if (names.back() == name) return task;
+  }
+  throw expectation_error("retrieval task", fmt::format("{}", fmt::join(names, ", ")), quote(name));
 }
 
 std::vector<std::int32_t> RetrievalPrompt::answer_positions() const {

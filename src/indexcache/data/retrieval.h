@@ -24,7 +24,10 @@ namespace indexcache {
 enum class RetrievalTask { kSingleNeedle, kMultiNeedle, kVariableTracking };
 
 // "single_needle", "multi_needle", "variable_tracking".
+std::vector<RetrievalTask> all_retrieval_tasks();
 std::string_view retrieval_task_name(RetrievalTask task);
+// Throws InputError with the names for one that is none of them.
+RetrievalTask parse_retrieval_task(const std::string& name);
 
 struct RetrievalOptions {
   RetrievalTask task = RetrievalTask::kMultiNeedle;

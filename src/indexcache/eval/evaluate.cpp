@@ -80,8 +80,7 @@ std::vector<TaskSet> make_task_sets(const std::vector<std::int32_t>& text,
   const RetrievalGenerator generator(tokenizer);
   std::vector<TaskSet> sets;
   for (const auto context : options.contexts) {
-    for (const auto task : {RetrievalTask::kSingleNeedle, RetrievalTask::kMultiNeedle,
-                            RetrievalTask::kVariableTracking}) {
+    for (const auto task : options.tasks) {
       TaskSet& set = sets.emplace_back();
       set.options.task = task;
       set.options.context = context;

@@ -24,13 +24,14 @@ struct EvalInputs {
 };
 
 struct TaskOptions {
+  std::vector<RetrievalTask> tasks = all_retrieval_tasks();
   std::vector<std::int64_t> contexts = {};
   int num_prompts = 50;  // a task and context
   int num_keys = 4;      // of the multi-key needle; variable tracking has half as many chains
   std::uint64_t seed = 1;
 };
 
-// The three tasks at every context, hidden in windows drawn from `text`.
+// Every task at every context, hidden in windows drawn from `text`.
 std::vector<TaskSet> make_task_sets(const std::vector<std::int32_t>& text,
                                     const Tokenizer& tokenizer, const TaskOptions& options);
 

@@ -197,12 +197,19 @@ nlohmann::json eval_json(const EvalInputs& inputs, const std::vector<NamedScores
                  {"context", inputs.context},
                  {"tokens", scored_tokens(inputs)},
                  {"bytes", scored_bytes(inputs)}};
+  for (const auto& window : inputs.windows) {
+    out["windows"].push_back(
+        {{"domain", window.domain}, {"tokens", window.tokens.size() - 1}, {"bytes", window.bytes}});
+  }
   out["patterns"] = nlohmann::json::array();
   for (std::size_t p = 0; p < patterns.size(); ++p) {
     const Pattern& pattern = patterns[p].scores.pattern;
     nlohmann::json entry = {
         {"name", patterns[p].name}, {"pattern", pattern.str()}, {"num_full", pattern.num_full()}};
-    if (!inputs.windows.empty()) entry["language"] = language_json(inputs, patterns, p);
+    if (!inputs.windows.empty()) {
+      entry["language"] = language_json(inputs, patterns, p);
+      entry["language"]["each"]["nll"] = patterns[p].scores.window_nll();
+    }
     entry["tasks"] = nlohmann::json::array();
     for (std::size_t set = 0; set < inputs.tasks.size(); ++set) {
       const auto& options = inputs.tasks[set].options;
@@ -212,6 +219,10 @@ nlohmann::json eval_json(const EvalInputs& inputs, const std::vector<NamedScores
                                 {"prompts", inputs.tasks[set].prompts.size()}};
       put(figures, "accuracy", task(patterns, set, &PromptScore::right), p);
       put(figures, "loss", task(patterns, set, &PromptScore::loss), p);
+      for (const auto& score : patterns[p].scores.tasks[set]) {
+        figures["each"]["right"].push_back(score.right);
+        figures["each"]["loss"].push_back(score.loss);
+      }
       entry["tasks"].push_back(std::move(figures));
     }
     out["patterns"].push_back(std::move(entry));

@@ -34,6 +34,13 @@ double yarn_correction(double rotations, double dim, double theta, double origin
          (2.0 * std::log(theta));
 }
 
+void check_index_topk(const std::vector<std::int64_t>& index_topk, int num_layers) {
+  const bool positive = std::ranges::all_of(index_topk, [](auto k) { return k > 0; });
+  if (index_topk.empty() || (std::ssize(index_topk) == num_layers && positive)) return;
+  throw expectation_error("k of every layer", fmt::format("{} positive integers", num_layers),
+                          fmt::format("{}", fmt::join(index_topk, ",")));
+}
+
 }  // namespace
 
 RopeFrequencies rope_frequencies(const ModelConfig& config) {
@@ -98,6 +105,7 @@ Model Model::load(const Checkpoint& checkpoint, const ModelOptions& options) {
   }
   Model model;
   model.config_ = checkpoint.config();
+  check_index_topk(options.index_topk, model.config_.num_layers);
   model.options_ = options;
   model.shape_ = block_shape(model.config_, options.latent_norm_eps);
   model.rope_ = rope_frequencies(model.config_);
@@ -155,7 +163,9 @@ at::Tensor Model::run_layer(int layer, const at::Tensor& hidden, std::int64_t fi
                             at::Tensor* own_set) const {
   const c10::InferenceMode guard;
   const auto rope = make_rope_table(rope_, first_position, hidden.size(0));
-  return block_forward(hidden, first_position, weights_.blocks[layer], shape_, rope, cache,
+  auto shape = shape_;
+  if (!options_.index_topk.empty()) shape.indexer.top_k = options_.index_topk[layer];
+  return block_forward(hidden, first_position, weights_.blocks[layer], shape, rope, cache,
                        source_set, own_set);
 }
 

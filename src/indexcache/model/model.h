@@ -23,6 +23,8 @@ struct ModelOptions {
   // q_a_layernorm and kv_a_layernorm of GLM: rms_norm_eps unless given (spec 2.1; 1e-6 compares
   // with transformers).
   std::optional<double> latent_norm_eps;
+  // k of every layer's own index set; empty: the config's index_topk in all.
+  std::vector<std::int64_t> index_topk = {};
 };
 
 // Called with each Full layer's index set of a chunk: [T, k] int32, absolute positions.
@@ -30,7 +32,8 @@ using IndexSetObserver = std::function<void(int layer, const at::Tensor& index_s
 
 class Model {
  public:
-  // Throws InputError for an epsilon that is not finite and above 0, and as load_weights().
+  // Throws InputError for an epsilon that is not finite and above 0, a k a layer that is not
+  // positive or not one for each, and as load_weights().
   static Model load(const Checkpoint& checkpoint, const ModelOptions& options);
 
   const ModelConfig& config() const { return config_; }

@@ -18,8 +18,9 @@
 namespace indexcache {
 namespace {
 
-// Elements of a chunk of scores: enough to fill a GPU, few enough to stay in a CPU's caches.
-constexpr std::int64_t kCudaChunk = std::int64_t{1} << 29;
+// Elements of a chunk of scores: enough to fill a GPU, few enough to skip later keys (a chunk stops at
+// its last query) and to stay in a CPU's caches.
+constexpr std::int64_t kCudaChunk = std::int64_t{1} << 27;
 constexpr std::int64_t kCpuChunk = std::int64_t{1} << 21;
 
 // The flash kernels want one head dimension; values are padded with zeros up to it.

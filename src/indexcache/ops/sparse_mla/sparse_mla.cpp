@@ -2,15 +2,23 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/max.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
 #include "indexcache/base/error.h"
+#include "indexcache/ops/cuda_device.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_params.h"
 #include "indexcache/ops/torch_pool.h"
 
 namespace indexcache {
 namespace {
+
+#ifdef INDEXCACHE_CUDA
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
 
 void require(bool holds, const char* argument, const std::string& expected,
              const at::Tensor& found) {
@@ -52,7 +60,8 @@ void validate(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indic
 SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
                            std::int64_t value_dim, double softmax_scale) {
   validate(q, kv, indices, value_dim);
-  if (!q.is_cpu()) return sparse_mla_torch(q, kv, indices, value_dim, softmax_scale);
+  const bool has_kernel = q.is_cpu() || (kHasCuda && q.is_cuda());
+  if (!has_kernel) return sparse_mla_torch(q, kv, indices, value_dim, softmax_scale);
 
   SparseMlaResult result{at::empty({q.size(0), q.size(1), value_dim}, q.options()),
                          at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat))};
@@ -72,6 +81,13 @@ SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::
   params.indices = indices.const_data_ptr<std::int32_t>();
   params.out = result.out.mutable_data_ptr();
   params.lse = result.lse.mutable_data_ptr<float>();
+#ifdef INDEXCACHE_CUDA
+  if (q.is_cuda()) {
+    const c10::DeviceGuard guard(q.device());
+    sparse_mla_simt_cuda(params, current_stream(q.device()));
+    return result;
+  }
+#endif
   sparse_mla_cpu(params, torch_pool());
   return result;
 }

@@ -27,7 +27,7 @@ struct SparseMlaResult {
 //                         >= N is an error. Duplicates count as often as they occur.
 // value_dim  1..dim
 // An empty row gives out 0 and lse -inf. A row of kv that a query did not select never changes its
-// output bits. On the CPU the accumulation order depends on the row's own indices only: chunking
+// output bits. In the kernels the accumulation order depends on the row's own indices only: chunking
 // and company change nothing. No gradient: inference only.
 SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
                            std::int64_t value_dim, double softmax_scale);

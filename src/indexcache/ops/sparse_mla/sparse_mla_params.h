@@ -6,6 +6,8 @@
 
 #include "indexcache/base/parallel.h"
 
+struct CUstream_st;  // cudaStream_t, without CUDA's headers
+
 namespace indexcache {
 
 enum class SparseMlaDType { kFloat32, kBFloat16 };
@@ -32,5 +34,7 @@ struct SparseMlaParams {
 void sparse_mla_ref(const SparseMlaParams& params, double* out, double* lse);
 // Highway kernels, chosen for this CPU at run time.
 void sparse_mla_cpu(const SparseMlaParams& params, const Parallel& parallel);
+// On CUDA cores, all pointers the device's. At most 2^31 - 1 queries.
+void sparse_mla_simt_cuda(const SparseMlaParams& params, CUstream_st* stream);
 
 }  // namespace indexcache
