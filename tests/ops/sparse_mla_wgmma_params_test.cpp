@@ -82,6 +82,40 @@ TEST(SparseMlaWgmma, CtasCoverTheRowsOfEachGroup) {
   EXPECT_EQ(sparse_mla_wgmma_ctas(p), 30);
 }
 
+SparseMlaParams plain() {
+  SparseMlaParams p;
+  p.num_queries = 5;
+  p.num_heads = 20;
+  p.dim = 576;
+  p.value_dim = 512;
+  p.num_keys = 100;
+  p.top_k = 7;
+  p.dtype = SparseMlaDType::kBFloat16;
+  p.kv_stride = 584;
+  return p;
+}
+
+TEST(SparseMlaWgmma, TakesThePlainOpsArgumentsOfItsShapeAlone) {
+  const auto taken = wgmma_params(plain());
+  ASSERT_TRUE(taken);
+  EXPECT_NO_THROW(check_sparse_mla_wgmma(*taken));
+  EXPECT_EQ(taken->kv.row_stride, 1168);
+  EXPECT_EQ(taken->num_groups, 5);
+  EXPECT_EQ(taken->entry_stride, 7);
+  const auto refused = [](const auto& change) {
+    SparseMlaParams p = plain();
+    change(p);
+    return !wgmma_params(p);
+  };
+  EXPECT_TRUE(refused([](auto& p) { p.dtype = SparseMlaDType::kFloat32; }));
+  EXPECT_TRUE(refused([](auto& p) { p.dim = 512; }));
+  EXPECT_TRUE(refused([](auto& p) { p.value_dim = 576; }));
+  EXPECT_TRUE(refused([](auto& p) { p.num_heads = 129; }));
+  EXPECT_TRUE(refused([](auto& p) { p.softmax_scale = -1; }));
+  EXPECT_TRUE(refused([](auto& p) { p.kv_stride = 577; }));
+  EXPECT_TRUE(refused([](auto& p) { p.q = reinterpret_cast<const void*>(2); }));
+}
+
 std::uint16_t bf16(float value) {
   return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(value) >> 16);
 }

@@ -79,7 +79,7 @@ Sets upload_sets(const std::string& name, const std::function<double(std::int64_
   s.group_begin = to_device(groups.begin);
   s.entries = device_memory<std::int32_t>(s.groups * kGroupQueries * kTopK);
   s.counts = device_memory<std::int32_t>(s.groups);
-  require_cuda(index_union_cuda(union_params(s), nullptr), "index_union");
+  index_union_cuda(union_params(s), nullptr);
   std::vector<std::int32_t> counts(s.groups);
   require_cuda(cudaMemcpy(counts.data(), s.counts, s.groups * 4, cudaMemcpyDeviceToHost), "counts");
   double total = 0;
@@ -126,11 +126,10 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
   const bool united = p.kind == EntryKind::kUnion;
   const double rows =
       united ? s.u * static_cast<double>(s.groups) * kTopK : static_cast<double>(kQueries) * kTopK;
-  suite.add(
-      {title(united ? "prefill union" : "prefill", p) + " " + s.name,
-       2.0 * kQueries * kTopK * static_cast<double>(p.num_heads) * 1088,
-       rows * static_cast<double>(p.kv.row_stride) * (p.num_heads > 64 ? 2 : 1),
-       [p](cudaStream_t stream) { require_cuda(sparse_mla_wgmma(p, stream), "sparse_mla"); }});
+  suite.add({title(united ? "prefill union" : "prefill", p) + " " + s.name,
+             2.0 * kQueries * kTopK * static_cast<double>(p.num_heads) * 1088,
+             rows * static_cast<double>(p.kv.row_stride) * (p.num_heads > 64 ? 2 : 1),
+             [p](cudaStream_t stream) { sparse_mla_wgmma_cuda(p, stream); }});
 }
 
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
@@ -157,9 +156,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
     }
     add_prefill_peer(suite, s, bf16, b);
     suite.add({"index_union " + s.name, 0, 4.0 * (1 + s.u / 3) * kQueries * kTopK,
-               [s](cudaStream_t stream) {
-                 require_cuda(index_union_cuda(union_params(s), stream), "index_union");
-               }});
+               [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
   }
 }
 
@@ -248,7 +245,7 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
              [=](cudaStream_t stream) {
                SparseMlaWgmmaParams one = p;
                for (int call = 0; call < calls; ++call, one.entries += batch * kTopK) {
-                 require_cuda(sparse_mla_wgmma(one, stream), "sparse_mla");
+                 sparse_mla_wgmma_cuda(one, stream);
                }
              },
              calls});

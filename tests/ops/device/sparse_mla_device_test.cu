@@ -82,15 +82,14 @@ Result run(const LatentProblem& p, int launches = 1) {
                                  .out = out.data(),
                                  .lse = lse.data()};
   if (p.kind == EntryKind::kUnion) {
-    require_cuda(index_union_cuda({.num_groups = num_groups,
-                                   .group_begin = group_begin.data(),
-                                   .top_k = p.top_k,
-                                   .indices = indices.data(),
-                                   .entry_stride = kGroupQueries * p.top_k,
-                                   .entries = entries.data(),
-                                   .counts = counts.data()},
-                                  nullptr),
-                 p.name + ": index_union");
+    index_union_cuda({.num_groups = num_groups,
+                      .group_begin = group_begin.data(),
+                      .top_k = p.top_k,
+                      .indices = indices.data(),
+                      .entry_stride = kGroupQueries * p.top_k,
+                      .entries = entries.data(),
+                      .counts = counts.data()},
+                     nullptr);
     finish_device(p.name + ": index_union");
     params.group_begin = group_begin.data();
     params.entries = entries.data();
@@ -99,7 +98,7 @@ Result run(const LatentProblem& p, int launches = 1) {
   }
   Result first;
   for (int launch = 0; launch < launches; ++launch) {
-    require_cuda(sparse_mla_wgmma(params, nullptr), p.name);
+    sparse_mla_wgmma_cuda(params, nullptr);
     finish_device(p.name);
     const Result result{out.copy(), lse.copy()};
     if (launch == 0) first = result;
@@ -349,22 +348,21 @@ void test_far_page() {
   const DeviceArray<std::int32_t> indices(p.indices);
   const DeviceArray<std::uint16_t> q(p.q), out(p.queries * p.heads * kLatentDim);
   const DeviceArray<float> lse(p.queries * p.heads);
-  require_cuda(sparse_mla_wgmma({.num_queries = 2,
-                                 .num_heads = 8,
-                                 .softmax_scale = p.softmax_scale,
-                                 .kv = {.data = cache,
-                                        .row_stride = p.row_bytes(),
-                                        .page_stride = stride,
-                                        .page_shift = 6,
-                                        .num_keys = 128},
-                                 .num_groups = 2,
-                                 .entries = indices.data(),
-                                 .entry_stride = p.top_k,
-                                 .q = q.data(),
-                                 .out = out.data(),
-                                 .lse = lse.data()},
-                                nullptr),
-               p.name);
+  sparse_mla_wgmma_cuda({.num_queries = 2,
+                         .num_heads = 8,
+                         .softmax_scale = p.softmax_scale,
+                         .kv = {.data = cache,
+                                .row_stride = p.row_bytes(),
+                                .page_stride = stride,
+                                .page_shift = 6,
+                                .num_keys = 128},
+                         .num_groups = 2,
+                         .entries = indices.data(),
+                         .entry_stride = p.top_k,
+                         .q = q.data(),
+                         .out = out.data(),
+                         .lse = lse.data()},
+                        nullptr);
   finish_device(p.name);
   expect(same({out.copy(), lse.copy()}, expected), p.name + ": other bits");
   cudaFree(cache);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "indexcache/base/error.h"
+#include "indexcache/ops/cuda_device.h"
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/torch_pool.h"
 
@@ -67,7 +68,19 @@ IndexUnion index_union(const at::Tensor& indices, const at::Tensor& group_begin)
     index_union_cpu(params, torch_pool());
     return result;
   }
-  throw InputError("index_union: expected CPU tensors: CUDA ones go to index_union_cuda");
+#ifdef INDEXCACHE_CUDA
+  if (indices.is_cuda()) {
+    if (k > kIndexUnionCudaMaxTopK) {
+      throw expectation_error("index_union: k", fmt::format("at most {}", kIndexUnionCudaMaxTopK),
+                              std::to_string(k));
+    }
+    const c10::DeviceGuard guard(indices.device());
+    index_union_cuda(params, current_stream(indices.device()));
+    return result;
+  }
+#endif
+  throw expectation_error("index_union: indices", "CPU or CUDA tensors",
+                          c10::str(indices.device()));
 }
 
 }  // namespace indexcache

@@ -1,10 +1,9 @@
 // index_union on a GPU: docs/kernels/index_union.md. A CTA merges the rows of one group in shared
 // memory, two rows, then their union with the third. Every thread does an equal share of the merged
 // sequence, which it finds by a search along the diagonal of the two lists.
-#include <cuda_runtime.h>
-
 #include <climits>
 
+#include "indexcache/kernels/cuda_launch.cuh"
 #include "indexcache/ops/index_union/index_union_params.h"
 
 namespace indexcache {
@@ -144,15 +143,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-int index_union_cuda(const IndexUnionParams& p, void* stream) {
-  if (p.num_groups == 0) return cudaSuccess;
+void index_union_cuda(const IndexUnionParams& p, CUstream_st* stream) {
+  if (p.num_groups == 0) return;
   const int bytes = static_cast<int>(p.top_k) * (3 + kGroupQueries) * 4;
-  const cudaError_t error =
-      cudaFuncSetAttribute(index_union_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  index_union_kernel<<<static_cast<unsigned>(p.num_groups), kThreads, bytes,
-                       static_cast<cudaStream_t>(stream)>>>(p);
-  return cudaGetLastError();
+  check_cuda(
+      cudaFuncSetAttribute(index_union_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "index_union");
+  index_union_kernel<<<static_cast<unsigned>(p.num_groups), kThreads, bytes, stream>>>(p);
+  check_launch("index_union");
 }
 
 }  // namespace indexcache

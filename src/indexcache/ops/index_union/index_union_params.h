@@ -7,6 +7,8 @@
 #include "indexcache/base/parallel.h"
 #include "indexcache/kernels/union_entry.h"
 
+struct CUstream_st;  // cudaStream_t, without CUDA's headers
+
 namespace indexcache {
 
 struct IndexUnionParams {
@@ -27,8 +29,7 @@ void index_union_cpu(const IndexUnionParams& params, const Parallel& parallel);
 
 // Largest k of the kernel: the lists of a group lie in shared memory.
 constexpr std::int64_t kIndexUnionCudaMaxTopK = 8192;
-// Queued on the stream (a cudaStream_t), graph safe. All pointers are the device's. Returns 0 or
-// the cudaError_t.
-int index_union_cuda(const IndexUnionParams& params, void* stream);
+// All pointers are the device's. Reads nothing back: it can be captured in a graph.
+void index_union_cuda(const IndexUnionParams& params, CUstream_st* stream);
 
 }  // namespace indexcache

@@ -11,6 +11,7 @@
 // the end of the last; a cluster takes one.
 #include <algorithm>
 
+#include "indexcache/kernels/cuda_launch.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_output.cuh"
 
@@ -258,18 +259,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 int multiprocessors() {
-  int device = 0, count = 1;
-  if (cudaGetDevice(&device) == cudaSuccess)
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "sparse_mla");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "sparse_mla");
   return count;
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-cudaError_t launch(const SparseMlaWgmmaParams& p, cudaStream_t stream) {
+void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   const auto kernel = sparse_mla_kernel<kKind, kFormat, kSplit>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (error != cudaSuccess) return error;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "sparse_mla");
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
   if (kSplit == EntrySplit::kWhole) ctas = std::min<std::int64_t>(ctas, multiprocessors());
   cudaLaunchAttribute cluster;
@@ -282,29 +283,28 @@ cudaError_t launch(const SparseMlaWgmmaParams& p, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, p), "sparse_mla");
 }
 
 template <EntryKind kKind, LatentFormat kFormat>
-cudaError_t launch(const SparseMlaWgmmaParams& p, cudaStream_t stream) {
-  return p.split == EntrySplit::kCluster ? launch<kKind, kFormat, EntrySplit::kCluster>(p, stream)
-                                         : launch<kKind, kFormat, EntrySplit::kWhole>(p, stream);
+void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
+  p.split == EntrySplit::kCluster ? launch<kKind, kFormat, EntrySplit::kCluster>(p, stream)
+                                  : launch<kKind, kFormat, EntrySplit::kWhole>(p, stream);
 }
 
 template <EntryKind kKind>
-cudaError_t launch(const SparseMlaWgmmaParams& p, cudaStream_t stream) {
-  return p.kv.format == LatentFormat::kE4M3 ? launch<kKind, LatentFormat::kE4M3>(p, stream)
-                                            : launch<kKind, LatentFormat::kBFloat16>(p, stream);
+void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
+  p.kv.format == LatentFormat::kE4M3 ? launch<kKind, LatentFormat::kE4M3>(p, stream)
+                                     : launch<kKind, LatentFormat::kBFloat16>(p, stream);
 }
 
 }  // namespace
 }  // namespace device
 
-int sparse_mla_wgmma(const SparseMlaWgmmaParams& p, void* stream) {
-  if (p.num_groups == 0) return cudaSuccess;
-  const auto queue = static_cast<cudaStream_t>(stream);
-  return p.kind == EntryKind::kUnion ? device::launch<EntryKind::kUnion>(p, queue)
-                                     : device::launch<EntryKind::kIndices>(p, queue);
+void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
+  if (p.num_groups == 0) return;
+  p.kind == EntryKind::kUnion ? device::launch<EntryKind::kUnion>(p, stream)
+                              : device::launch<EntryKind::kIndices>(p, stream);
 }
 
 }  // namespace indexcache

@@ -50,4 +50,23 @@ void check_sparse_mla_wgmma(const SparseMlaWgmmaParams& p) {
           "fewer than 2^31 CTAs", p.num_groups);
 }
 
+std::optional<SparseMlaWgmmaParams> wgmma_params(const SparseMlaParams& p) {
+  const bool takes = p.dtype == SparseMlaDType::kBFloat16 && p.dim == kLatentDim + kRopeDim &&
+                     p.value_dim == kLatentDim && p.num_heads <= 128 && p.softmax_scale > 0 &&
+                     std::isfinite(p.softmax_scale) && p.kv_stride * 2 % 16 == 0 && aligned(p.q) &&
+                     aligned(p.kv) && aligned(p.out);
+  if (!takes) return std::nullopt;
+  return SparseMlaWgmmaParams{
+      .num_queries = p.num_queries,
+      .num_heads = p.num_heads,
+      .softmax_scale = p.softmax_scale,
+      .kv = {.data = p.kv, .row_stride = 2 * p.kv_stride, .num_keys = p.num_keys},
+      .num_groups = p.num_queries,
+      .entries = p.indices,
+      .entry_stride = p.top_k,
+      .q = p.q,
+      .out = p.out,
+      .lse = p.lse};
+}
+
 }  // namespace indexcache

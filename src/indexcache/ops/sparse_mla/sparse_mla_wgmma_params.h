@@ -12,9 +12,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "indexcache/kernels/union_entry.h"
 #include "indexcache/ops/sparse_mla/latent_store.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_params.h"
 
 namespace indexcache {
 
@@ -56,8 +58,11 @@ inline std::int64_t sparse_mla_wgmma_ctas(const SparseMlaWgmmaParams& p) {
   return p.num_groups * ((rows + 63) / 64) * (p.split == EntrySplit::kCluster ? kClusterCtas : 1);
 }
 
-// Checked params in, queued on the stream (a cudaStream_t). Allocates nothing, reads nothing on the
-// host: it can be captured in a graph. Returns 0 or the cudaError_t.
-int sparse_mla_wgmma(const SparseMlaWgmmaParams& params, void* stream);
+// Checked params in, all pointers the device's. Allocates nothing and reads nothing back: it can be
+// captured in a graph.
+void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& params, CUstream_st* stream);
+
+// The plain op's arguments for this kernel, a query a group; none where it does not take them.
+std::optional<SparseMlaWgmmaParams> wgmma_params(const SparseMlaParams& params);
 
 }  // namespace indexcache
