@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "support/device_check.h"
-#include "support/latent_problems.h"
+#include "support/latent_batch.h"
 
 namespace indexcache::testing {
 namespace {
@@ -10,97 +10,14 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(),
                 kInf = std::numeric_limits<float>::infinity();
 
-struct Result {
-  std::vector<std::uint16_t> out;
-  std::vector<float> lse;
-};
-
-bool same(const Result& a, const Result& b) {
-  return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
-}
-
-// The rows of all keys as the problem wants them: in order, or in shuffled pages with unused ones,
-// full of NaN, between them.
-struct Placed {
-  std::vector<unsigned char> bytes;
-  std::vector<std::int32_t> table;
-  LatentStore store;
-};
-
-Placed place(const LatentProblem& p) {
-  Placed placed;
-  LatentStore& store = placed.store;
-  store = {.format = p.format,
-           .row_stride = p.row_bytes(),
-           .page_shift = p.page_shift,
-           .num_keys = p.keys};
-  if (p.page_shift == 31) {
-    placed.bytes = p.rows;
-    return placed;
-  }
-  const std::int64_t page_keys = std::int64_t{1} << p.page_shift,
-                     pages = (p.keys + page_keys - 1) / page_keys;
-  store.row_stride += 16;
-  store.page_stride = page_keys * store.row_stride + 32;
-  for (std::int64_t page = 0; page < pages; ++page)
-    placed.table.push_back(static_cast<std::int32_t>(2 * page + 1));
-  std::shuffle(placed.table.begin(), placed.table.end(), std::mt19937(7));
-  placed.bytes.assign((2 * pages + 1) * store.page_stride, 0xFF);
-  for (std::int64_t s = 0; s < p.keys; ++s) {
-    std::copy_n(&p.rows[s * p.row_bytes()], p.row_bytes(),
-                &placed.bytes[placed.table[s >> p.page_shift] * store.page_stride +
-                              s % page_keys * store.row_stride]);
-  }
-  return placed;
-}
-
 // Runs `launches` times into the same outputs, all of whose results must be the same bits.
 Result run(const LatentProblem& p, int launches = 1) {
-  Placed placed = place(p);
-  const DeviceArray<unsigned char> rows(placed.bytes);
-  const DeviceArray<std::int32_t> table(placed.table), indices(p.indices);
-  const DeviceArray<std::uint16_t> q(p.q);
-  const DeviceArray<std::uint16_t> out(p.queries * p.heads * kLatentDim);
-  const DeviceArray<float> lse(p.queries * p.heads);
-  placed.store.data = rows.data();
-  placed.store.block_table = placed.table.empty() ? nullptr : table.data();
-  const QueryGroups groups = query_groups({{p.first_position, p.queries}});
-  const std::int64_t num_groups =
-      p.kind == EntryKind::kUnion ? static_cast<std::int64_t>(groups.request.size()) : p.queries;
-  const DeviceArray<std::int32_t> group_begin(groups.begin);
-  const DeviceArray<std::int32_t> entries(num_groups * kGroupQueries * p.top_k), counts(num_groups);
-  SparseMlaWgmmaParams params = {.num_queries = p.queries,
-                                 .num_heads = p.heads,
-                                 .softmax_scale = p.softmax_scale,
-                                 .kind = p.kind,
-                                 .split = p.split,
-                                 .kv = placed.store,
-                                 .num_groups = num_groups,
-                                 .entries = indices.data(),
-                                 .entry_stride = p.top_k,
-                                 .q = q.data(),
-                                 .out = out.data(),
-                                 .lse = lse.data()};
-  if (p.kind == EntryKind::kUnion) {
-    index_union_cuda({.num_groups = num_groups,
-                      .group_begin = group_begin.data(),
-                      .top_k = p.top_k,
-                      .indices = indices.data(),
-                      .entry_stride = kGroupQueries * p.top_k,
-                      .entries = entries.data(),
-                      .counts = counts.data()},
-                     nullptr);
-    finish_device(p.name + ": index_union");
-    params.group_begin = group_begin.data();
-    params.entries = entries.data();
-    params.entry_stride = kGroupQueries * p.top_k;
-    params.counts = counts.data();
-  }
+  Batch batch({p});
   Result first;
   for (int launch = 0; launch < launches; ++launch) {
-    sparse_mla_wgmma_cuda(params, nullptr);
+    batch.launch(nullptr);
     finish_device(p.name);
-    const Result result{out.copy(), lse.copy()};
+    const Result result = batch.result();
     if (launch == 0) first = result;
     expect(same(result, first), p.name + ": launch " + std::to_string(launch) + " gave other bits");
   }
@@ -219,6 +136,12 @@ void test_relaunches() {
   });
 }
 
+Result joined(const Result& a, Result b) {
+  b.out.insert(b.out.begin(), a.out.begin(), a.out.end());
+  b.lse.insert(b.lse.begin(), a.lse.begin(), a.lse.end());
+  return b;
+}
+
 LatentProblem slice(const LatentProblem& p, std::int64_t begin, std::int64_t end) {
   LatentProblem part = p;
   part.queries = end - begin;
@@ -239,17 +162,60 @@ void test_chunks_and_places() {
     const std::vector<std::int32_t> cuts = p.kind == EntryKind::kUnion
                                                ? std::vector<std::int32_t>{0, 2, 8, 10}
                                                : std::vector<std::int32_t>{0, 1, 4, 10};
-    Result joined;
+    Result parts;
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
-      const Result part = run(slice(p, cuts[i], cuts[i + 1]));
-      joined.out.insert(joined.out.end(), part.out.begin(), part.out.end());
-      joined.lse.insert(joined.lse.end(), part.lse.begin(), part.lse.end());
+      parts = joined(parts, run(slice(p, cuts[i], cuts[i + 1])));
     }
-    expect(same(joined, whole), p.name + ": other bits than the whole");
+    expect(same(parts, whole), p.name + ": other bits than the whole");
     for (const int shift : {0, 6}) {
       p.page_shift = shift;
       expect(same(run(p), whole), p.name + ": other bits in pages");
     }
+  });
+}
+
+// Requests with caches and block tables of their own, in one launch and alone.
+void test_requests() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 4, p.heads = 20, p.keys = 130, p.top_k = 90, p.page_shift = 4;
+    const LatentProblem a = make_problem(p, 37);
+    p.first_position = 2;
+    const LatentProblem b = make_problem(p, 38);
+    Batch both({a, b});
+    both.launch(nullptr);
+    finish_device("requests");
+    expect(same(both.result(), joined(run(a), run(b))),
+           "requests, " + describe(p) + ": other bits than alone");
+  });
+}
+
+// A captured launch, replayed over sets that change on the device, empty rows among them.
+void test_graph() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 5, p.heads = 20, p.keys = 130, p.top_k = 90, p.page_shift = 4;
+    p = make_problem(p, 39);
+    p.name = "graph, " + describe(p);
+    Batch batch({p});
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    require_cuda(cudaStreamCreate(&stream), p.name);
+    require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), p.name);
+    batch.launch(stream);
+    require_cuda(cudaStreamEndCapture(stream, &graph), p.name);
+    require_cuda(cudaGraphInstantiate(&replay, graph, 0), p.name);
+    for (const int emptied : {-1, 2, 0}) {
+      if (emptied >= 0) std::fill_n(&p.indices[emptied * p.top_k], p.top_k, -1);
+      require_cuda(cudaMemcpy(batch.indices().data(), p.indices.data(), p.indices.size() * 4,
+                              cudaMemcpyHostToDevice),
+                   p.name);
+      require_cuda(cudaGraphLaunch(replay, stream), p.name);
+      finish_device(p.name);
+      expect(same(batch.result(), run(p)), p.name + ": other bits than a launch");
+    }
+    cudaGraphExecDestroy(replay);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
   });
 }
 
@@ -381,6 +347,8 @@ int main(int argc, char**) {
     test_accuracy();
     test_far_apart();
     test_chunks_and_places();
+    test_requests();
+    test_graph();
     test_relaunches();
     test_far_page();
   }

@@ -91,9 +91,9 @@ __device__ inline void store_rows(const RowState& state, Shared& shared, int thr
   for (int i = 0; i < 2; ++i) {
     const int row = row_of(thread, i);
     if (thread % 4 != 0) continue;
-    shared.row_max[row] = state.max[i];
-    shared.row_sum[row] = state.sum[i];
-    shared.row_any[row] = state.any[i];
+    shared.part.max[row] = state.max[i];
+    shared.part.sum[row] = state.sum[i];
+    shared.part.any[row] = state.any[i];
   }
 }
 
@@ -104,8 +104,9 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
   bool any = false;
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
-    maxes[rank] = read_peer(peer_address(shared_address(&shared.row_max[row]), rank));
-    any |= __float_as_int(read_peer(peer_address(shared_address(&shared.row_any[row]), rank))) != 0;
+    maxes[rank] = read_peer(peer_address(shared_address(&shared.part.max[row]), rank));
+    any |=
+        __float_as_int(read_peer(peer_address(shared_address(&shared.part.any[row]), rank))) != 0;
     max = fmaxf(max, maxes[rank]);
   }
   const float origin = max == -INFINITY ? 0 : max;
@@ -115,7 +116,7 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
     const float factor = exp2_fast(maxes[rank] - origin);
-    sum = fmaf(factor, read_peer(peer_address(shared_address(&shared.row_sum[row]), rank)), sum);
+    sum = fmaf(factor, read_peer(peer_address(shared_address(&shared.part.sum[row]), rank)), sum);
     const float4 part_values = read_peer_4(peer_address(part, rank));
     v[0] = fmaf(factor, part_values.x, v[0]);
     v[1] = fmaf(factor, part_values.y, v[1]);

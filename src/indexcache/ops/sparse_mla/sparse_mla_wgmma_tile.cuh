@@ -28,25 +28,34 @@ constexpr int kParts = 2;
 constexpr int kPoisonSlots = 4;
 constexpr int kFirstBlocks = 4;
 
+// What a row's part of a sum is against, in a cluster.
+struct PartRows {
+  float max[kTileRows], sum[kTileRows];
+  int any[kTileRows];  // whether the row has any key
+};
+
 struct Shared {
   unsigned char q[kTileBytes];
   unsigned char kv[kStages][kTileBytes];  // at the end, in a cluster: this CTA's fp32 part of out
-  unsigned char weights[kBlockBytes];     // softmax weights of one tile, bf16
+  union {
+    unsigned char weights[kBlockBytes];  // softmax weights of one tile, bf16
+    PartRows part;                       // at the end, in a cluster
+  };
   float rescale[kTileRows];  // what the tile's maximum does to earlier sums; at the end 1 / sum
-  float row_max[kTileRows], row_sum[kTileRows];
-  int row_any[kTileRows];  // whether the row has any key
-  std::uint32_t masks[kStages][4]
-                     [2];  // bit c of query j's 64 bits: it selected key c of the tile; [3]: none
-  std::int64_t
-      offsets[2][kTileKeys];   // of the latents of the tile that is being gathered and the next
+  // Bit c of query j's 64 bits: it selected key c of the tile. [3] is of no query.
+  std::uint32_t masks[kStages][4][2];
+  // Of the latents of the tile that is being gathered and of the next.
+  std::int64_t offsets[2][kTileKeys];
+  int next_is_here;            // the tile after the published one has landed
   int poisoned[kPoisonSlots];  // whether a tile holds a value that is not finite
-  std::uint64_t full[kStages][kParts], empty[kStages];
+  std::uint64_t full[kStages][kParts], empty[kStages][kParts];
   std::uint64_t q_full, q_empty;
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
+static_assert(kSharedBytes <= 227 * 1024);           // what sm_90 gives a CTA
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone, kGather };
+enum BarrierId { kPublished = 1, kRead, kScored, kLeft, kRight, kConsumersDone, kGather };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
