@@ -50,21 +50,6 @@ __device__ inline void mbarrier_wait(std::uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// Whether the phase has ended; does not wait for it.
-__device__ inline bool mbarrier_test(std::uint64_t* barrier, int parity) {
-  int done;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.s32 %0, 1, 0, done;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Orders this thread's view of shared memory written by ordinary stores and cp.async before what it
 // asks of wgmma.
 __device__ inline void fence_for_wgmma() {

@@ -134,7 +134,6 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
       float s[32], rescale[2];
       std::uint32_t weights[16];
       multiply_scores(s, shared, stage, n / kStages & 1);
-      if (tile > w.tile_begin) barrier_arrive(kScored, 2 * kWarpgroup);
       if (tile + 1 == w.tile_end) release(&shared.q_empty);
       if (kUnion) note_poison(shared, n, holds_non_finite(s));
       weigh_tile(s, weights, rescale, state, shared.masks[stage], rows, scale, thread);
@@ -146,13 +145,10 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
       begin_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
       store_weights(shared.weights, weights, thread);
       store_factors(shared, rescale, thread);
-      if (thread == 0)
-        shared.next_is_here =
-            mbarrier_test(&shared.full[(n + 1) % kStages][1], (n + 1) / kStages & 1);
       fence_for_wgmma();
       publish();
       finish_values(o);
-      release(&shared.empty[stage][0]);
+      release(&shared.empty[stage]);
     }
     const float factor[2] = {finish_row(state, 0), finish_row(state, 1)};
     if constexpr (kSplit == EntrySplit::kCluster) {
@@ -169,8 +165,6 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
   wait_read();  // whoever arrives is awaited
 }
 
-// The right values of a tile wait for the logits of the next, if that has landed: they then keep
-// the tensor cores busy while warpgroup 0 turns those logits into weights.
 template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup;
@@ -189,17 +183,14 @@ __device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared)
       const float rescale[2] = {shared.rescale[row_of(thread, 0)],
                                 shared.rescale[row_of(thread, 1)]};
       rescale_values(o, rescale);
-      const bool scores_follow = tile + 1 < w.tile_end, lag = shared.next_is_here;
-      if (scores_follow && lag) barrier_sync(kScored, 2 * kWarpgroup);
       if (kKind == EntryKind::kUnion && shared.poisoned[n % kPoisonSlots]) {
         take_out_non_finite(o, values, shared.masks[stage], rows, kRight, thread);
       }
       begin_values(o, rows_operand(shared_address(shared.weights)),
                    columns_operand(shared_address(values), kBlockBytes));
       finish_values(o);
-      release(&shared.empty[stage][1]);
-      if (scores_follow && !lag) barrier_sync(kScored, 2 * kWarpgroup);
-      have_read();  // after the above: warpgroup 0 then never comes to kScored twice
+      have_read();
+      release(&shared.empty[stage]);
     }
     if constexpr (kSplit == EntrySplit::kCluster) {
       store_part(o, shared, 1, thread);
@@ -217,10 +208,9 @@ template <LatentFormat kFormat>
 __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      for (int part = 0; part < kParts; ++part) {
+      for (int part = 0; part < kParts; ++part)
         mbarrier_init(&shared.full[stage][part], full_arrivals<kFormat>(part));
-        mbarrier_init(&shared.empty[stage][part], kWarpgroup / 32);
-      }
+      mbarrier_init(&shared.empty[stage], 2 * kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
     mbarrier_init(&shared.q_empty, kWarpgroup / 32);

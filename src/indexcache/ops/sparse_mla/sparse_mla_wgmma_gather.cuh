@@ -176,9 +176,9 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
 #pragma unroll
     for (int round = 0; round < kRowRounds; ++round)
       offsets[round] = shared.offsets[n % 2][first + round * kRowsAtOnce];
+    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      mbarrier_wait(&shared.empty[stage][part], (n / kStages & 1) ^ 1);
 #pragma unroll
       for (int round = 0; round < kRowRounds; ++round) {
         const unsigned char* from = data + max(offsets[round], std::int64_t{0});
@@ -201,25 +201,12 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
   wait_for_copies();
 }
 
-// The RoPE values of tile n of e4m3 rows, which are bf16.
-__device__ inline void copy_rope(const SparseMlaWgmmaParams& p, Shared& shared, int n) {
-  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
-  const auto* rope = static_cast<const unsigned char*>(p.kv.data) + kLatentDim + 16 + 16 * lane;
-  const std::uint32_t block = shared_address(shared.kv[n % kStages]) + kLatentBlocks * kBlockBytes;
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const int row = thread / kRowLanes + round * kRowsAtOnce;
-    const std::int64_t offset = shared.offsets[n % 2][row];
-    copy_16(block + swizzled_offset(row, lane), rope + max(offset, std::int64_t{0}), offset >= 0);
-  }
-  mbarrier_arrive_after_copies(&shared.full[n % kStages][1]);
-}
-
 template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
+  const std::uint64_t policy = keep_in_l2();
   KeyFinder<kKind, kSplit> finder(p);
   Walk<kKind, kSplit> walk(p);
   RawRow raw[kRowRounds];
@@ -236,10 +223,18 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
   for (int n = 0, works = 0; walk.next_tile(); ++n) {
     const int stage = n % kStages;
     const std::uint32_t to = shared_address(shared.kv[stage]);
+    mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
+#pragma unroll
+    for (int round = 0; round < kRowRounds; ++round) {
+      const int row = first + round * kRowsAtOnce;
+      const std::int64_t offset = shared.offsets[n % 2][row];
+      copy_16(to + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0,
+              policy);
+    }
+    mbarrier_arrive_after_copies(&shared.full[stage][1]);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      mbarrier_wait(&shared.empty[stage][part], (n / kStages & 1) ^ 1);
-      if (part == 1) copy_rope(p, shared, n);
 #pragma unroll
       for (int round = 0; round < kRowRounds; ++round) {
 #pragma unroll

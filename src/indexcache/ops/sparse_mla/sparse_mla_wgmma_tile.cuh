@@ -46,16 +46,15 @@ struct Shared {
   std::uint32_t masks[kStages][4][2];
   // Of the latents of the tile that is being gathered and of the next.
   std::int64_t offsets[2][kTileKeys];
-  int next_is_here;            // the tile after the published one has landed
   int poisoned[kPoisonSlots];  // whether a tile holds a value that is not finite
-  std::uint64_t full[kStages][kParts], empty[kStages][kParts];
+  std::uint64_t full[kStages][kParts], empty[kStages];
   std::uint64_t q_full, q_empty;
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
 static_assert(kSharedBytes <= 227 * 1024);           // what sm_90 gives a CTA
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kPublished = 1, kRead, kScored, kLeft, kRight, kConsumersDone, kGather };
+enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone, kGather };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
