@@ -8,8 +8,8 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
-#include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/selftest/cases.h"
 
@@ -31,6 +31,16 @@ at::Tensor make_sets(std::int64_t num_queries, std::int64_t k, std::int64_t num_
   return sets;
 }
 
+// Groups of two, three, one, two, ... queries.
+at::Tensor make_groups(std::int64_t num_queries) {
+  std::vector<std::int32_t> begin = {0};
+  while (begin.back() < num_queries) {
+    const auto size = static_cast<std::int32_t>(begin.size() % kGroupQueries + 1);
+    begin.push_back(std::min(begin.back() + size, static_cast<std::int32_t>(num_queries)));
+  }
+  return at::tensor(begin, at::kInt);
+}
+
 // What lies beyond a group's count is unspecified: zeros in its place.
 at::Tensor used_entries(const IndexUnion& u) {
   const auto entries = u.entries.cpu();
@@ -46,9 +56,7 @@ void index_union_cases(const SelfTestRun& run, const std::function<decltype(inde
   };
   for (const Case& c : {Case{2, 1, 1}, Case{20, 33, 50}, Case{13, 700, 900}, Case{9, 2048, 5000}}) {
     const auto sets = make_sets(c.num_queries, c.k, c.num_keys, run.generator);
-    const QueryGroups groups =
-        query_groups({{1, c.num_queries / 2}, {5, c.num_queries - c.num_queries / 2}});
-    const auto begin = at::tensor(groups.begin, at::kInt);
+    const at::Tensor begin = make_groups(c.num_queries);
     const auto result = [&] { return op(sets.to(run.device), begin.to(run.device)); };
     const std::int64_t num_groups = begin.size(0) - 1;
     IndexUnion expected{at::empty({num_groups, kGroupQueries * c.k}, at::kInt),
