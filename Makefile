@@ -48,10 +48,10 @@ check-fuzz: setup-check build/fuzz/build.ninja
 	cmake --build --preset fuzz -j $(JOBS)
 	tools/fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
 
-# The CUDA build compiles and links, and its binary starts. Host code is the CPU preset's, out of ccache.
+# The CUDA build compiles and links, the programs for a GPU included, and its binary starts. Host code is the CPU preset's, out of ccache.
 ifneq ($(NVCC),)
 check-cuda: build/cuda/build.ninja
-	cmake --build --preset cuda -j $(JOBS) --target indexcache
+	cmake --build --preset cuda -j $(JOBS) --target indexcache device_programs
 	build/cuda/indexcache --help >/dev/null
 else
 check-cuda:

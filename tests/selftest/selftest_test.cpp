@@ -140,6 +140,27 @@ TEST(SelfTest, FindsAnIndexOverlapThatMiscounts) {
   EXPECT_EQ(num_failed(failures), 4u);
 }
 
+TEST(SelfTest, FindsAnIndexUnionThatLosesAMaskOrAKey) {
+  Spoils<IndexUnion> spoils({
+      {"a key too few", [](IndexUnion& u) { u.counts[-1] -= 1; }},
+      {"a key is given to a query that did not select it",
+       [](IndexUnion& u) { u.entries[0][0] = u.entries[0][0].item<int>() ^ (1 << 30); }},
+      {"keys descend",
+       [](IndexUnion& u) {
+         const std::int64_t count = u.counts[0].item<int>();
+         const auto row = u.entries[0].narrow(0, 0, count);
+         row.copy_(row.flip(0));
+       }},
+  });
+  spoils.expect_seen(failures_of([&](const SelfTestRun& run) {
+    index_union_cases(run, [&](const at::Tensor& indices, const at::Tensor& group_begin) {
+      auto result = index_union(indices, group_begin);
+      spoils.apply(result);
+      return result;
+    });
+  }));
+}
+
 TEST(SelfTest, FindsASparseMlaThatShiftsOrReturnsNaN) {
   const auto expect_seen = [](Spoils<SparseMlaResult> spoils) {
     spoils.expect_seen(failures_of([&](const SelfTestRun& run) {

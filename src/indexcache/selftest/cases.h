@@ -11,6 +11,7 @@
 #include "indexcache/ops/index_kl/index_kl.h"
 #include "indexcache/ops/index_overlap/index_overlap.h"
 #include "indexcache/ops/index_topk/index_topk.h"
+#include "indexcache/ops/index_union/index_union.h"
 #include "indexcache/ops/selected_attention/selected_attention.h"
 #include "indexcache/ops/sparse_mla/sparse_mla.h"
 #include "indexcache/selftest/checks.h"
@@ -28,6 +29,8 @@ void index_topk_cases(const SelfTestRun& run,
                       const std::function<decltype(index_topk)>& op = index_topk);
 void index_overlap_cases(const SelfTestRun& run,
                          const std::function<decltype(index_overlap)>& op = index_overlap);
+void index_union_cases(const SelfTestRun& run,
+                       const std::function<decltype(index_union)>& op = index_union);
 void sparse_mla_cases(const SelfTestRun& run,
                       const std::function<decltype(sparse_mla)>& op = sparse_mla);
 void index_kl_cases(const SelfTestRun& run, const std::function<decltype(index_kl)>& op = index_kl);

@@ -19,6 +19,7 @@ std::vector<SelfTestCase> run_selftest(at::Device device,
                         }};
   index_topk_cases(run);
   index_overlap_cases(run);
+  index_union_cases(run);
   sparse_mla_cases(run);
   index_kl_cases(run);
   selected_attention_cases(run);

@@ -9,6 +9,7 @@
 #include "indexcache/base/error.h"
 #include "indexcache/ops/cuda_device.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_params.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 #include "indexcache/ops/torch_pool.h"
 
 namespace indexcache {
@@ -84,7 +85,11 @@ SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::
 #ifdef INDEXCACHE_CUDA
   if (q.is_cuda()) {
     const c10::DeviceGuard guard(q.device());
-    sparse_mla_simt_cuda(params, current_stream(q.device()));
+    if (const auto wgmma = wgmma_params(params)) {
+      sparse_mla_wgmma_cuda(*wgmma, current_stream(q.device()));
+    } else {
+      sparse_mla_simt_cuda(params, current_stream(q.device()));
+    }
     return result;
   }
 #endif

@@ -1,0 +1,281 @@
+// sparse_mla's Hopper kernels and index_union beside the rates of matmul and copy in the same run.
+// docs/kernels/sparse_mla.md.
+//
+// Prefill: 4096 queries, 200704 keys, k 2048. A query's set has one key in each of 2048 equal
+// stretches of the context; from one query to the next a key is drawn anew with probability f.
+// Three neighbours then unite to about u = 1 + 2 f times a set. "local": 64 neighbours share a set;
+// "random": f = 1. Decode: every request has 65536 keys of context in shuffled pages of 64, its
+// sets are uniform; calls in one graph read different keys.
+#include <random>
+
+#include "device_harness.h"
+#include "indexcache/kernels/query_groups.h"
+#include "indexcache/ops/index_union/index_union_params.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
+
+// Other kernels of the same function, 64 heads, timed on the same tensors where an object that
+// defines them is linked in; indices are slots, latents bf16 (prefill) or e4m3 in pages of 64 (decode).
+extern "C" {
+__attribute__((weak)) void sparse_mla_prefill_peer(const void* q, const void* kv,
+                                                   const int* indices, int queries, int keys,
+                                                   int heads, int top_k, float scale, void* out,
+                                                   float* lse, cudaStream_t stream);
+__attribute__((weak)) void sparse_mla_decode_peer(const void* q, const void* kv, const int* slots,
+                                                  int batch, int keys, int heads, int top_k,
+                                                  float scale, void* out, float* lse,
+                                                  cudaStream_t stream);
+}
+
+namespace indexcache::bench {
+namespace {
+
+constexpr std::int64_t kQueries = 4096, kKeys = 200704, kTopK = 2048;
+
+LatentStore store_of(LatentFormat format, std::int64_t keys) {
+  const std::int64_t row = latent_row_bytes(format);
+  return {.format = format, .data = random_values(keys * row), .row_stride = row, .num_keys = keys};
+}
+
+// redraw(query): with which probability each of its keys changes against the query before.
+std::vector<std::int32_t> make_sets(const std::function<double(std::int64_t)>& redraw) {
+  constexpr std::int32_t kStretch = kKeys / kTopK;
+  std::mt19937 random(5);
+  std::vector<std::int32_t> sets(kQueries * kTopK);
+  for (std::int64_t t = 0; t < kQueries; ++t) {
+    const auto threshold = static_cast<std::uint64_t>(redraw(t) * 4294967296.0);
+    for (std::int64_t i = 0; i < kTopK; ++i) {
+      const bool fresh = t == 0 || random() < threshold;
+      sets[t * kTopK + i] = fresh ? static_cast<std::int32_t>(i * kStretch + random() % kStretch)
+                                  : sets[(t - 1) * kTopK + i];
+    }
+  }
+  return sets;
+}
+
+struct Sets {
+  std::string name;
+  std::int32_t* indices;
+  std::int32_t *group_begin, *entries, *counts;
+  std::int64_t groups;
+  double u;
+};
+
+IndexUnionParams union_params(const Sets& s) {
+  return {.num_groups = s.groups,
+          .group_begin = s.group_begin,
+          .top_k = kTopK,
+          .indices = s.indices,
+          .entry_stride = kGroupQueries * kTopK,
+          .entries = s.entries,
+          .counts = s.counts};
+}
+
+Sets upload_sets(const std::string& name, const std::function<double(std::int64_t)>& redraw) {
+  const QueryGroups groups = query_groups({{0, kQueries}});
+  Sets s;
+  s.name = name;
+  s.groups = static_cast<std::int64_t>(groups.request.size());
+  s.indices = to_device(make_sets(redraw));
+  s.group_begin = to_device(groups.begin);
+  s.entries = device_memory<std::int32_t>(s.groups * kGroupQueries * kTopK);
+  s.counts = device_memory<std::int32_t>(s.groups);
+  index_union_cuda(union_params(s), nullptr);
+  std::vector<std::int32_t> counts(s.groups);
+  require_cuda(cudaMemcpy(counts.data(), s.counts, s.groups * 4, cudaMemcpyDeviceToHost), "counts");
+  double total = 0;
+  for (const std::int32_t count : counts) total += count;
+  s.u = total / static_cast<double>(kQueries) * kGroupQueries / kTopK;
+  std::printf("sets %s: u = %.3f\n", name.c_str(), s.u);
+  return s;
+}
+
+struct Buffers {
+  void *q = random_values(kQueries * 128 * 1152), *out = random_values(kQueries * 128 * 1024);
+  float* lse = device_memory<float>(kQueries * 128);
+};
+
+SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const Buffers& b,
+                                    std::int64_t heads, EntryKind kind) {
+  SparseMlaWgmmaParams p = {.num_queries = kQueries,
+                            .num_heads = heads,
+                            .softmax_scale = 0.04f,
+                            .kind = kind,
+                            .kv = kv,
+                            .num_groups = kQueries,
+                            .entries = s.indices,
+                            .entry_stride = kTopK,
+                            .q = b.q,
+                            .out = b.out,
+                            .lse = b.lse};
+  if (kind == EntryKind::kUnion) {
+    p.num_groups = s.groups;
+    p.group_begin = s.group_begin;
+    p.entries = s.entries;
+    p.entry_stride = kGroupQueries * kTopK;
+    p.counts = s.counts;
+  }
+  return p;
+}
+
+std::string title(const char* what, const SparseMlaWgmmaParams& p) {
+  return std::string(what) + (p.kv.format == LatentFormat::kE4M3 ? " e4m3 " : " bf16 ") +
+         std::to_string(p.num_heads) + " heads";
+}
+
+void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& p) {
+  const bool united = p.kind == EntryKind::kUnion;
+  const double rows =
+      united ? s.u * static_cast<double>(s.groups) * kTopK : static_cast<double>(kQueries) * kTopK;
+  suite.add({title(united ? "prefill union" : "prefill", p) + " " + s.name,
+             2.0 * kQueries * kTopK * static_cast<double>(p.num_heads) * 1088,
+             rows * static_cast<double>(p.kv.row_stride) * (p.num_heads > 64 ? 2 : 1),
+             [p](cudaStream_t stream) { sparse_mla_wgmma_cuda(p, stream); }});
+}
+
+void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
+  if (!sparse_mla_prefill_peer) return;
+  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * kQueries * kTopK * 64 * 1088,
+             1152.0 * kQueries * kTopK, [=](cudaStream_t stream) {
+               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64, kTopK, 0.04f,
+                                       b.out, b.lse, stream);
+             }});
+}
+
+void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
+                const Buffers& b) {
+  for (const double u : {1.0, 1.25, 1.45, 2.0, 2.97}) {
+    char name[16];
+    std::snprintf(name, sizeof name, "u %.2f", u);
+    if (!suite.wants(std::string("prefill union bf16 20 heads ") + name)) continue;
+    const Sets s = upload_sets(name, [u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); });
+    add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
+    if (u == 1.45) {
+      add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
+      add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
+      add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
+    }
+    add_prefill_peer(suite, s, bf16, b);
+    suite.add({"index_union " + s.name, 0, 4.0 * (1 + s.u / 3) * kQueries * kTopK,
+               [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
+  }
+}
+
+void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
+               const Buffers& b) {
+  for (const bool local : {true, false}) {
+    const char* name = local ? "local" : "random";
+    if (!suite.wants(std::string("prefill bf16 64 heads ") + name)) continue;
+    const Sets s =
+        upload_sets(name, [=](std::int64_t t) { return local && t % 64 != 0 ? 0.0 : 1.0; });
+    for (const std::int64_t heads : {20, 64, 128}) {
+      add_prefill(suite, s, prefill_params(s, bf16, b, heads, EntryKind::kIndices));
+    }
+    add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
+    add_prefill_peer(suite, s, bf16, b);
+  }
+}
+
+void add_prefills(DeviceSuite& suite) {
+  const Buffers b;
+  const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys);
+  const LatentStore e4m3 = store_of(LatentFormat::kE4M3, kKeys);
+  add_unions(suite, bf16, e4m3, b);
+  add_plain(suite, bf16, e4m3, b);
+}
+
+constexpr std::int64_t kContext = 65536;
+
+// Requests with shuffled pages, and as many sets of indices as there are calls.
+struct Decode {
+  std::int64_t batch;
+  int calls;
+  std::vector<std::int32_t> table, sets, requests;
+
+  Decode(std::int64_t batch, const LatentStore& pages)
+      : batch(batch), table(batch * kContext / 64) {
+    std::mt19937 random(6);
+    for (std::int32_t& page : table)
+      page = static_cast<std::int32_t>(random() % (pages.num_keys / 64));
+    const std::int64_t bytes = batch * kTopK * pages.row_stride;
+    calls = static_cast<int>(std::max<std::int64_t>(20, (std::int64_t{256} << 20) / bytes));
+    sets.resize(calls * batch * kTopK);
+    constexpr std::int32_t kStretch = kContext / kTopK;
+    for (std::size_t i = 0; i < sets.size(); ++i) {
+      sets[i] = static_cast<std::int32_t>(i % kTopK * kStretch + random() % kStretch);
+    }
+    for (std::int64_t r = 0; r < batch; ++r) requests.push_back(static_cast<std::int32_t>(r));
+  }
+  // Each index's place in the cache.
+  std::vector<std::int32_t> slots() const {
+    std::vector<std::int32_t> slots(sets.size());
+    for (std::size_t i = 0; i < sets.size(); ++i) {
+      const std::int64_t request = static_cast<std::int64_t>(i) / kTopK % batch;
+      slots[i] = table[request * kContext / 64 + sets[i] / 64] * 64 + sets[i] % 64;
+    }
+    return slots;
+  }
+};
+
+void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads,
+                std::int64_t batch, const Buffers& b) {
+  SparseMlaWgmmaParams p = {.num_queries = batch,
+                            .num_heads = heads,
+                            .softmax_scale = 0.04f,
+                            .split = EntrySplit::kCluster,
+                            .kv = pages,
+                            .num_groups = batch,
+                            .entry_stride = kTopK,
+                            .q = b.q,
+                            .out = b.out,
+                            .lse = b.lse};
+  const std::string name = title("decode", p) + " batch " + std::to_string(batch);
+  if (!suite.wants(name)) return;
+  const Decode d(batch, pages);
+  p.request = to_device(d.requests);
+  p.entries = to_device(d.sets);
+  p.kv.page_shift = 6;
+  p.kv.page_stride = 64 * pages.row_stride;
+  p.kv.block_table = to_device(d.table);
+  p.kv.table_stride = kContext / 64;
+  p.kv.num_keys = kContext;
+  const double flops = 2.0 * static_cast<double>(batch * kTopK * heads) * 1088;
+  const double bytes = static_cast<double>(batch * kTopK * pages.row_stride);
+  const int calls = d.calls;
+  suite.add({name, flops, bytes,
+             [=](cudaStream_t stream) {
+               SparseMlaWgmmaParams one = p;
+               for (int call = 0; call < calls; ++call, one.entries += batch * kTopK) {
+                 sparse_mla_wgmma_cuda(one, stream);
+               }
+             },
+             calls});
+  if (!sparse_mla_decode_peer || heads != 64 || pages.format != LatentFormat::kE4M3) return;
+  const std::int32_t* slots = to_device(d.slots());
+  suite.add({"peer " + name, flops, bytes,
+             [=](cudaStream_t stream) {
+               for (int call = 0; call < calls; ++call) {
+                 sparse_mla_decode_peer(b.q, pages.data, slots + call * batch * kTopK,
+                                        static_cast<int>(batch), static_cast<int>(pages.num_keys),
+                                        64, kTopK, 0.04f, b.out, b.lse, stream);
+               }
+             },
+             calls});
+}
+
+}  // namespace
+}  // namespace indexcache::bench
+
+int main(int argc, char** argv) {
+  using namespace indexcache::bench;
+  using indexcache::LatentFormat;
+  DeviceSuite suite("sparse_mla", argc, argv);
+  add_prefills(suite);
+  const Buffers b;
+  for (const LatentFormat format : {LatentFormat::kE4M3, LatentFormat::kBFloat16}) {
+    const indexcache::LatentStore pages = store_of(format, 1 << 20);
+    for (const int heads : {20, 64}) {
+      for (const int batch : {1, 16, 128}) add_decode(suite, pages, heads, batch, b);
+    }
+  }
+  suite.run();
+}

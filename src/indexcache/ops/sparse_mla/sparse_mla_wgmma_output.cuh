@@ -1,0 +1,144 @@
+// From accumulators to out and lse: by one CTA, or by a cluster whose CTAs each hold a part of the
+// sum.
+#pragma once
+
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_softmax.cuh"
+
+namespace indexcache::device {
+
+constexpr float kLn2 = 0.693147180559945f;
+
+// Sums over the four threads that share a row. Returns what out is to be multiplied with.
+__device__ inline float finish_row(RowState& state, int i) {
+  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
+  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
+  return state.any[i] ? 1 / state.sum[i] : 0;
+}
+
+__device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
+                                 const RowState& state, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
+    if (thread % 4 == 0 && row < w.rows)
+      p.lse[w.first_row + row] = state.max[i] * kLn2 + logf(state.sum[i]);
+  }
+}
+
+// Four threads that share rows hold pairs t of chunks 0 to 3; afterwards thread t holds chunk t,
+// its four pairs in order.
+__device__ inline uint4 exchange_chunks(std::uint32_t (&pairs)[4], int t) {
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const bool upper = t & distance;
+#pragma unroll
+    for (int low = 0; low < 4; ++low) {
+      if (low & distance) continue;
+      const int high = low | distance;
+      const std::uint32_t kept = upper ? pairs[high] : pairs[low],
+                          given = upper ? pairs[low] : pairs[high];
+      const std::uint32_t taken = __shfl_xor_sync(0xFFFFFFFF, given, distance);
+      pairs[low] = upper ? taken : kept;
+      pairs[high] = upper ? kept : taken;
+    }
+  }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// One warpgroup's 256 columns of out, 64 bytes of a row by four threads at a time.
+__device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
+                                  const float (&o)[128], const float (&factor)[2], int half,
+                                  int thread) {
+  auto* out =
+      static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + thread % 4 * 16;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) {
+      std::uint32_t pairs[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        pairs[n] =
+            pack_bf16(o[4 * (j + n) + 2 * i] * factor[i], o[4 * (j + n) + 2 * i + 1] * factor[i]);
+      }
+      const uint4 chunk = exchange_chunks(pairs, thread % 4);
+      if (row < w.rows) *reinterpret_cast<uint4*>(out + row * 1024 + j * 16) = chunk;
+    }
+  }
+}
+
+// fp32 rows of a part, padded so that the accumulators' layout reaches all banks.
+constexpr int kPartStride = 520;
+static_assert(kTileRows * kPartStride * 4 <= kStages * kTileBytes);
+
+__device__ inline void store_part(const float (&o)[128], Shared& shared, int half, int thread) {
+  barrier_sync(kConsumersDone, 2 * kWarpgroup);  // nobody needs the tiles there any more
+  auto* part = reinterpret_cast<float*>(shared.kv);
+#pragma unroll
+  for (int j = 0; j < 32; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<float2*>(part + row_of(thread, i) * kPartStride + half * 256 + 8 * j +
+                                 2 * (thread % 4)) =
+          make_float2(o[4 * j + 2 * i], o[4 * j + 2 * i + 1]);
+    }
+  }
+}
+
+__device__ inline void store_rows(const RowState& state, Shared& shared, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
+    if (thread % 4 != 0) continue;
+    shared.part.max[row] = state.max[i];
+    shared.part.sum[row] = state.sum[i];
+    shared.part.any[row] = state.any[i];
+  }
+}
+
+// One row of out from the parts of all CTAs, in the order of their ranks; four columns a thread.
+__device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
+                                   int row, int thread) {
+  float maxes[kClusterCtas], max = -INFINITY;
+  bool any = false;
+#pragma unroll
+  for (int rank = 0; rank < kClusterCtas; ++rank) {
+    maxes[rank] = read_peer(peer_address(shared_address(&shared.part.max[row]), rank));
+    any |=
+        __float_as_int(read_peer(peer_address(shared_address(&shared.part.any[row]), rank))) != 0;
+    max = fmaxf(max, maxes[rank]);
+  }
+  const float origin = max == -INFINITY ? 0 : max;
+  const std::uint32_t part =
+      shared_address(reinterpret_cast<float*>(shared.kv) + row * kPartStride + 4 * thread);
+  float sum = 0, v[4] = {};
+#pragma unroll
+  for (int rank = 0; rank < kClusterCtas; ++rank) {
+    const float factor = exp2_fast(maxes[rank] - origin);
+    sum = fmaf(factor, read_peer(peer_address(shared_address(&shared.part.sum[row]), rank)), sum);
+    const float4 part_values = read_peer_4(peer_address(part, rank));
+    v[0] = fmaf(factor, part_values.x, v[0]);
+    v[1] = fmaf(factor, part_values.y, v[1]);
+    v[2] = fmaf(factor, part_values.z, v[2]);
+    v[3] = fmaf(factor, part_values.w, v[3]);
+  }
+  const float inverse = any ? 1 / sum : 0;
+  auto* out = static_cast<unsigned char*>(p.out) + (w.first_row + row) * 1024 + 8 * thread;
+  *reinterpret_cast<uint2*>(out) = make_uint2(pack_bf16(v[0] * inverse, v[1] * inverse),
+                                              pack_bf16(v[2] * inverse, v[3] * inverse));
+  if (thread == 0) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
+}
+
+// By all threads of all CTAs of the cluster.
+__device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work& w,
+                                       Shared& shared) {
+  cluster_sync();
+  const int warpgroup = threadIdx.x / kWarpgroup;
+  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows; row += 3 * kClusterCtas) {
+    combine_row(p, w, shared, row, threadIdx.x % kWarpgroup);
+  }
+  cluster_sync();  // no CTA leaves while others read its part
+}
+
+}  // namespace indexcache::device
