@@ -1,0 +1,521 @@
+// index_topk on Hopper: scores on the tensor cores, candidates kept as they come, selection exact.
+//
+// A block of two warpgroups owns a group of 8 (or 4) neighbouring queries and walks the keys of
+// their ranges in tiles of 128. Keys are the rows of the matrix product, (head, query) pairs its
+// columns, laid out so that a thread holds all heads of its own queries: relu, weights and the sum
+// over heads stay in the thread's registers, with nothing exchanged between lanes. Every warp
+// fetches its own 16 keys of a tile into its own ring in shared memory, so warps wait for no other.
+//
+// Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
+// that about 2.2 k of its keys will reach. The scan then appends the keys that reach it to a list.
+// If fewer than k did, the group is scanned again without threshold; where a list fills up, it is
+// cut to its best k, whose least becomes the threshold. So the result is exact whatever the keys
+// are; the sample decides the time only. At last a warp a query selects the best k of the list and
+// sorts their indices.
+//
+// A score's rounding is a function of the number of heads alone: four sums, of the heads h with
+// (h / 2) % 4 = 0 .. 3, each ascending in fused multiply-adds; then (s0 + s1) + (s2 + s3), times
+// the key's scale.
+#include <cuda_runtime.h>
+
+#include "indexcache/kernels/async_copy.cuh"
+#include "indexcache/kernels/ranked_select.cuh"
+#include "indexcache/kernels/wgmma.cuh"
+#include "indexcache/ops/index_topk/index_topk_cuda_params.h"
+
+namespace indexcache {
+namespace {
+
+using namespace device;
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kTileKeys = 128;                            // a block's
+constexpr int kWarpKeys = 16;                             // a warp's share of a tile
+constexpr int kColumns = 128, kBankBytes = 128 * 128;     // of one bank of 128 bytes of K
+constexpr int kSortValues = 2048;                         // most indices a query returns
+constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
+constexpr int kSampleShare = 64;                          // one key of so many is sampled
+constexpr int kMostSampled = 6144;
+static_assert(kMostSampled <= kCandidateCapacity);
+
+struct E4m3 {
+  static constexpr int kRowBytes = 128, kStages = 4;
+  static constexpr bool kHasInfinity = false;
+  static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
+                                                  std::uint64_t b, int accumulate) {
+    wgmma_e4m3(d, a, b, accumulate);
+  }
+};
+
+struct Bf16 {
+  static constexpr int kRowBytes = 256, kStages = 4;
+  static constexpr bool kHasInfinity = true;
+  static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
+                                                  std::uint64_t b, int accumulate) {
+    wgmma_bf16(d, a, b, accumulate);
+  }
+};
+
+// Which keys a scan visits: all of [first, first + count), or a sample of them, one from each of
+// `count` equal strata at a place drawn by a hash.
+struct KeyWalk {
+  int first = 0, count = 0;
+  unsigned stratum = 0;             // 0: all keys
+  unsigned long long step = 0;      // 32.32 fixed point
+  __device__ __forceinline__ int key(int i) const {
+    if (stratum == 0) return first + i;
+    unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
+    hash = (hash ^ hash >> 15) * 0x85EBCA77u;
+    hash ^= hash >> 13;
+    return first + static_cast<int>(i * step >> 32) + static_cast<int>(__umulhi(hash, stratum));
+  }
+};
+
+__device__ __forceinline__ KeyWalk all_keys(int first, int last) { return {first, last - first}; }
+
+__device__ __forceinline__ KeyWalk sampled_keys(int first, int last) {
+  const int range = last - first, count = min(range / kSampleShare, kMostSampled);
+  return {first, count, static_cast<unsigned>(range / count),
+          (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
+}
+
+// What the block knows of its queries.
+struct GroupState {
+  RankedKey threshold[8];
+  int count[8];  // candidates in the list
+  int start[8], end[8];
+  bool settled[8];  // the list holds all that it needs
+  SelectScratch select[kWarps];
+};
+
+__device__ __forceinline__ float relu(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+__device__ __forceinline__ int append(int* count, bool wanted) {
+  int place = 0;
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted atom.shared.add.s32 %0, [%1], 1;\n}\n"
+      : "+r"(place)
+      : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(count))),
+        "r"(static_cast<int>(wanted))
+      : "memory");
+  return place;
+}
+
+// One block's work on one group. kQueries is 8 (a thread's columns are two queries, one head each) or 4
+// (one query, two heads); kBanks banks of 128 columns hold all their heads.
+template <class Format, int kQueries, int kBanks>
+struct GroupScan {
+  static constexpr int kHeadsPerBank = kColumns / kQueries;
+  static constexpr int kOwn = kQueries / 4;  // queries of a thread
+  static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
+  static constexpr int kStages = Format::kStages;
+  static constexpr int kStageBytes = kWarpKeys * kRow + kWarpKeys * 4;  // keys, then their scales
+  static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
+  static constexpr int kScanBytes = kQueryBytes + kWarps * kStages * kStageBytes;
+  static constexpr int kSortBytes = kQueries * kSortValues * 4;
+  static constexpr int kSharedBytes = kScanBytes > kSortBytes ? kScanBytes : kSortBytes;
+
+  const IndexTopkCudaParams& p;
+  GroupState& state;
+  std::uint8_t* shared;  // queries, then the warps' rings; at last the indices to sort
+  RankedKey* lists;      // [kQueries][kCandidateCapacity]
+  int first_query;
+
+  // Column 2 c + e of eight columns j belongs to this query and head of the bank.
+  static __device__ __forceinline__ int column_query(int c, int e) {
+    return kQueries == 8 ? 2 * c + e : c;
+  }
+  static __device__ __forceinline__ int column_head(int bank, int j, int e) {
+    return bank * kHeadsPerBank + (kQueries == 8 ? j : 2 * j + e);
+  }
+
+  // Queries into shared memory as the product's B. A thread reads a key in units of 16 bytes and feeds
+  // each unit's 4 words to the product as it finds them, which permutes K: word w of unit c + 4 i
+  // stands where a lane c of the fragment has its bytes of half w % 2 of step 2 i + w / 2. The
+  // queries are permuted alike.
+  __device__ void stage_queries() const {
+    constexpr int kUnits = kRow / 16;
+    for (int i = threadIdx.x; i < kBanks * kColumns * kUnits; i += kThreads) {
+      const int unit = i % kUnits, column = i / kUnits % kColumns, bank = i / kUnits / kColumns;
+      const int query = first_query + column_query(column % 8 / 2, column % 2);
+      const int head = column_head(bank, column / 8, column % 2);
+      uint4 words = {0, 0, 0, 0};
+      if (query < p.num_queries && head < p.num_heads) {
+        const std::int64_t row = std::int64_t{query} * p.num_heads + head;
+        words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
+      }
+      const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int place = 32 * (2 * (unit / 4) + w / 2) + 16 * (w % 2) + 4 * (unit % 4);
+        std::uint8_t* tile = shared + (bank * kHalves + place / 128) * kBankBytes + column * 128;
+        const int swizzled = ((place % 128 / 16) ^ (column % 8)) * 16 + place % 16;
+        *reinterpret_cast<std::uint32_t*>(tile + swizzled) = word[w];
+      }
+    }
+    fence_shared_for_wgmma();
+  }
+
+  __device__ __forceinline__ std::uint8_t* stage(int tile) const {
+    return shared + kQueryBytes + (threadIdx.x / 32 * kStages + tile % kStages) * kStageBytes;
+  }
+
+  // Copies this warp's 16 keys of a tile to its ring. Unit u of an odd row lies at u ^ 4, so that
+  // reading fragments meets no bank twice. key(row) is the key of a row.
+  template <class Key>
+  __device__ __forceinline__ void copy_keys(int tile, const Key& key) const {
+    constexpr int kLanesPerRow = kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
+    const int lane = threadIdx.x % 32, unit = lane % kLanesPerRow;
+    std::uint8_t* to = stage(tile);
+#pragma unroll
+    for (int i = 0; i < kWarpKeys / kRowsPerCopy; ++i) {
+      const int row = i * kRowsPerCopy + lane / kLanesPerRow;
+      const auto* from = static_cast<const std::uint8_t*>(p.keys) + key(row) * p.key_stride;
+      async_copy_16(to + row * kRow + (unit ^ (row & 1) << 2) * 16, from + unit * 16);
+    }
+    if (p.key_scale != nullptr && lane < kWarpKeys) {
+      async_copy_4(to + kWarpKeys * kRow + lane * 4, p.key_scale + key(lane));
+    }
+  }
+
+  // Starts fetching this warp's keys of a tile. Past the walk's end the last key stands in.
+  __device__ __forceinline__ void fetch(const KeyWalk& walk, int tile) const {
+    const int first = tile * kTileKeys + threadIdx.x / 32 * kWarpKeys;
+    if (walk.stratum == 0 && first + kWarpKeys <= walk.count) {
+      copy_keys(tile, [&](int row) { return walk.first + first + row; });
+    } else if (tile * kTileKeys < walk.count) {
+      copy_keys(tile, [&](int row) { return walk.key(min(first + row, walk.count - 1)); });
+    }
+    async_copy_commit();
+  }
+
+  __device__ __forceinline__ void load_weights(float (&weights)[kBanks * 32]) const {
+    const int c = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < kBanks * 32; ++i) {
+      const int query = first_query + column_query(c, i % 2);
+      const int head = column_head(i / 32, i % 32 / 2, i % 2);
+      weights[i] = query < p.num_queries && head < p.num_heads
+                       ? p.weights[std::int64_t{query} * p.num_heads + head]
+                       : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void load_fragments(int tile, std::uint32_t (&a)[kSteps][4]) const {
+    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    const std::uint8_t* from = stage(tile);
+#pragma unroll
+    for (int i = 0; i < kSteps / 2; ++i) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int unit = (c + 4 * i) ^ (g & 1) << 2;
+        const uint4 words = *reinterpret_cast<const uint4*>(from + (g + 8 * r) * kRow + unit * 16);
+        a[2 * i][r] = words.x;
+        a[2 * i][2 + r] = words.y;
+        a[2 * i + 1][r] = words.z;
+        a[2 * i + 1][2 + r] = words.w;
+      }
+    }
+  }
+
+  // Adds a bank's heads to sums[row of the two][own query][class of head].
+  __device__ __forceinline__ void reduce(int bank, const float (&d)[64],
+                                         const float (&weights)[kBanks * 32],
+                                         float (&sums)[2][kOwn][4]) const {
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int head = column_head(bank, j, e), own = kQueries == 8 ? e : 0;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float x = d[4 * j + 2 * r + e];
+          if (Format::kHasInfinity && head >= p.num_heads) x = 0;  // 0 * inf is no 0
+          float& sum = sums[r][own][head / 2 % 4];
+          sum = fmaf(relu(x), weights[bank * 32 + 2 * j + e], sum);
+        }
+      }
+    }
+  }
+
+  // A tile's products, with bank after bank reduced while the next is computed.
+  __device__ __forceinline__ void score_tile(std::uint64_t queries,
+                                             const std::uint32_t (&a)[kSteps][4],
+                                             const float (&weights)[kBanks * 32],
+                                             float (&sums)[2][kOwn][4]) const {
+    float d[kBanks][64];
+    wgmma_fence();
+#pragma unroll
+    for (int bank = 0; bank < kBanks; ++bank) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int offset = (bank * kHalves + step / 4) * kBankBytes + step % 4 * 32;
+        Format::multiply(d[bank], a[step], queries + offset / 16, step > 0);
+      }
+      wgmma_commit();
+    }
+#pragma unroll
+    for (int bank = 0; bank < kBanks; ++bank) {
+      if (bank + 1 < kBanks) {
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+      }
+      wgmma_pin(d[bank]);
+      reduce(bank, d[bank], weights, sums);
+      // The next wait must not move up: the assembler keeps it below a convergence point.
+      if (bank + 1 < kBanks) __syncwarp();
+    }
+  }
+
+  // Appends what reaches the thresholds. place is the thread's first key's place in the walk.
+  __device__ __forceinline__ void offer(const KeyWalk& walk, int place,
+                                        const float (&score)[2][kOwn],
+                                        const float (&floor)[kOwn]) const {
+    bool any = p.scores != nullptr;
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) any |= !(score[i % 2][i / 2] < floor[i / 2]);
+    if (!any) return;
+    int index[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) index[r] = place + 8 * r < walk.count ? walk.key(place + 8 * r) : -1;
+    RankedKey key[2 * kOwn];
+    bool wanted[2 * kOwn];
+    int slot[2 * kOwn];
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) {
+      const int query = column_query(threadIdx.x % 4, i / 2), at = index[i % 2];
+      const float value = score[i % 2][i / 2];
+      key[i] = ranked_key(value, at);
+      const bool inside = at >= state.start[query] && at < state.end[query];
+      wanted[i] = inside && key[i] >= state.threshold[query];
+      if (p.scores != nullptr && inside) {
+        p.scores[std::int64_t{first_query + query} * p.num_keys + at] = value;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) {
+      slot[i] = append(&state.count[column_query(threadIdx.x % 4, i / 2)], wanted[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kOwn; ++i) {
+      const int query = column_query(threadIdx.x % 4, i / 2);
+      if (wanted[i]) lists[query * kCandidateCapacity + slot[i]] = key[i];
+    }
+  }
+
+  __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      floor[i] = threshold_score(state.threshold[column_query(threadIdx.x % 4, i)]);
+    }
+  }
+
+  // The whole block: cuts lists that may overflow before the next look.
+  __device__ __forceinline__ void look_at_counts() const {
+    const int warp = threadIdx.x / 32;
+    const bool full = threadIdx.x < kQueries && state.count[threadIdx.x] > kCandidateLimit &&
+                      !state.settled[threadIdx.x];
+    if (!__syncthreads_or(full)) return;
+    if (warp < kQueries && state.count[warp] > kCandidateLimit && !state.settled[warp]) {
+      RankedKey* list = lists + warp * kCandidateCapacity;
+      const int size = state.count[warp];
+      const RankedKey threshold =
+          select_threshold(WarpTeam{}, list, size, p.top_k, state.select[warp]);
+      const int kept = compact(list, size, threshold);
+      if (threadIdx.x % 32 == 0) {
+        state.count[warp] = kept;
+        state.threshold[warp] = threshold;
+      }
+    }
+    __syncthreads();
+  }
+
+  // Scores the keys of the walk and appends candidates.
+  __device__ __forceinline__ void scan(const KeyWalk walk) const {
+    float weights[kBanks * 32], floor[kOwn];
+    load_weights(weights);
+    load_floors(floor);
+    const std::uint64_t queries = wgmma_descriptor(shared);
+    const int tiles = (walk.count + kTileKeys - 1) / kTileKeys;
+    const int row = threadIdx.x / 32 * kWarpKeys + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int tile = 0; tile < kStages - 1; ++tile) fetch(walk, tile);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      if (tile % kTilesPerLook == 0) {
+        look_at_counts();
+        load_floors(floor);
+      }
+      async_copy_wait<kStages - 2>();
+      __syncwarp();
+      std::uint32_t a[kSteps][4];
+      load_fragments(tile, a);
+      float scale[2] = {1.0f, 1.0f};
+      if (p.key_scale != nullptr) {
+        const auto* scales = reinterpret_cast<const float*>(stage(tile) + kWarpKeys * kRow);
+        scale[0] = scales[threadIdx.x % 32 / 4];
+        scale[1] = scales[threadIdx.x % 32 / 4 + 8];
+      }
+      fetch(walk, tile + kStages - 1);
+      float sums[2][kOwn][4] = {};
+      score_tile(queries, a, weights, sums);
+      float score[2][kOwn];
+#pragma unroll
+      for (int i = 0; i < 2 * kOwn; ++i) {
+        const float(&s)[4] = sums[i % 2][i / 2];
+        score[i % 2][i / 2] = ((s[0] + s[1]) + (s[2] + s[3])) * scale[i % 2];
+      }
+      offer(walk, tile * kTileKeys + row, score, floor);
+    }
+    async_copy_wait<0>();
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ int range(int query) const {
+    return max(0, state.end[query] - state.start[query]);
+  }
+
+  // A warp, after the sample: the threshold that some more than k keys of the query will reach. The
+  // number sampled among the best k is about mean, with deviation sqrt(mean) at most.
+  __device__ __forceinline__ void choose_threshold(int query) const {
+    const int sampled = state.count[query], keys = range(query);
+    RankedKey threshold = kEveryKey;
+    if (keys > kCandidateLimit) {
+      const float mean = static_cast<float>(p.top_k) * sampled / keys;
+      const int wanted = static_cast<int>(mean + 6 * sqrtf(mean)) + 4;
+      if (wanted < sampled) {
+        threshold = select_threshold(WarpTeam{}, lists + query * kCandidateCapacity, sampled,
+                                     wanted, state.select[query]);
+      }
+    }
+    if (threadIdx.x % 32 == 0) {
+      state.threshold[query] = threshold;
+      state.count[query] = 0;
+    }
+  }
+
+  // A warp: writes the query's row of the result.
+  __device__ __forceinline__ void finish(int query) const {
+    const WarpTeam team;
+    const int taken = min(p.top_k, range(query));
+    std::int32_t* out = p.out + std::int64_t{first_query + query} * p.top_k;
+    auto* indices = reinterpret_cast<unsigned*>(shared) + query * kSortValues;
+    int size = 1;
+    while (size < taken) size *= 2;
+    if (taken > 0) {
+      const RankedKey* list = lists + query * kCandidateCapacity;
+      SelectScratch& scratch = state.select[query];
+      const RankedKey threshold = select_threshold(team, list, state.count[query], taken, scratch);
+      take_indices(team, list, state.count[query], threshold, indices, scratch);
+      for (int i = taken + team.rank; i < size; i += 32) indices[i] = 0xFFFFFFFFu;
+      team.sync();
+      sort_ascending(team, indices, size);
+    }
+    for (int i = team.rank; i < p.top_k; i += 32) {
+      out[i] = i < taken ? static_cast<int>(indices[i]) - state.start[query] : -1;
+    }
+  }
+
+  // Reads the ranges; the keys that hold them all.
+  __device__ __forceinline__ KeyWalk open_group() const {
+    if (threadIdx.x < kQueries) {
+      const int i = threadIdx.x, query = first_query + i;
+      state.start[i] = query < p.num_queries ? max(0, p.start[query]) : 0;
+      state.end[i] = query < p.num_queries ? min(p.num_keys, p.end[query]) : 0;
+      state.threshold[i] = kEveryKey;
+      state.count[i] = 0;
+      state.settled[i] = false;
+    }
+    __syncthreads();
+    int first = 0x7FFFFFFF, last = 0;
+    for (int i = 0; i < kQueries; ++i) {
+      if (range(i) == 0) continue;
+      first = min(first, state.start[i]);
+      last = max(last, state.end[i]);
+    }
+    return last > first ? all_keys(first, last) : KeyWalk{};
+  }
+
+  // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
+  __device__ __forceinline__ bool settle() const {
+    bool again = false;
+    if (threadIdx.x < kQueries) {
+      const int i = threadIdx.x;
+      state.settled[i] = state.settled[i] || state.count[i] >= min(p.top_k, range(i));
+      again = !state.settled[i];
+      state.threshold[i] = again ? kEveryKey : kNoKey;
+      if (again) state.count[i] = 0;
+    }
+    return !__syncthreads_or(again);
+  }
+
+  __device__ __forceinline__ void run() const {
+    const KeyWalk keys = open_group();
+    const int warp = threadIdx.x / 32;
+    const bool sample = keys.count > kCandidateLimit;
+    stage_queries();
+    __syncthreads();
+    // Rounds: the sample, the scan, and where the sample misled, the scan of every key.
+    for (int round = sample ? 0 : 1; keys.count > 0; ++round) {
+      scan(round == 0 ? sampled_keys(keys.first, keys.first + keys.count) : keys);
+      if (round == 0) {
+        if (warp < kQueries) choose_threshold(warp);
+        __syncthreads();
+      } else if (settle()) {
+        break;
+      }
+    }
+    if (warp < kQueries && first_query + warp < p.num_queries) finish(warp);
+    __syncthreads();
+  }
+};
+
+template <class Format, int kQueries, int kBanks>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan_groups(const __grid_constant__ IndexTopkCudaParams p, int groups) {
+  extern __shared__ __align__(1024) std::uint8_t shared[];
+  __shared__ GroupState state;
+  auto* lists = static_cast<RankedKey*>(p.workspace) +
+                std::int64_t{blockIdx.x} * kQueries * kCandidateCapacity;
+  for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+    // Later queries usually have more keys: the longest first.
+    const int first_query = (groups - 1 - group) * kQueries;
+    GroupScan<Format, kQueries, kBanks>{p, state, shared, lists, first_query}.run();
+  }
+}
+
+void check(cudaError_t result, const char* what) {
+  if (result == cudaSuccess) return;
+  index_topk_refused(what, cudaGetErrorString(result));
+}
+
+template <class Format, int kQueries, int kBanks>
+void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+  constexpr int kBytes = GroupScan<Format, kQueries, kBanks>::kSharedBytes;
+  const auto kernel = scan_groups<Format, kQueries, kBanks>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+        "shared memory");
+  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan.groups);
+  check(cudaGetLastError(), "launch");
+}
+
+}  // namespace
+
+void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+  if (plan.groups == 0) return;
+  check_workspace(p, plan);
+  if (p.format == IndexKeyFormat::kBFloat16) {
+    return p.num_heads <= 32 ? launch<Bf16, 4, 1>(p, plan, stream)
+                             : launch<Bf16, 4, 2>(p, plan, stream);
+  }
+  if (p.num_heads <= 16) return launch<E4m3, 8, 1>(p, plan, stream);
+  if (p.num_heads <= 32) return launch<E4m3, 8, 2>(p, plan, stream);
+  return launch<E4m3, 4, 2>(p, plan, stream);
+}
+
+}  // namespace indexcache
