@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ void cuda_ok(int result, const char* what) {
   std::fprintf(stderr, "index_topk_device_bench: %s: error %d\n", what, result);
   std::exit(3);
 }
+
+constexpr long kPageBytes = 64 * 132;
 
 class Buffer {
  public:
@@ -86,12 +89,21 @@ __global__ void fill_floats(float* out, long count, float low, float high, unsig
   }
 }
 
+// The scales of pages whose bytes are otherwise keys.
+__global__ void fill_page_scales(std::uint8_t* pages, long count) {
+  for (long i = blockIdx.x * 256L + threadIdx.x; i < count * 64; i += gridDim.x * 256L) {
+    auto* scales = reinterpret_cast<float*>(pages + i / 64 * kPageBytes + 64 * 128);
+    scales[i % 64] = 0.01f + 0.002f * (mix(static_cast<unsigned>(i)) * 0x1p-32f);
+  }
+}
+
 struct Case {
   std::string name;
   IndexKeyFormat format;
   int queries, keys, heads, top_k;
   bool causal;
   Content content;
+  int tokens = 0;  // decode: tokens of a request, each request with `keys` keys in pages
 };
 
 class Running {
@@ -114,11 +126,44 @@ class Running {
     end_ = std::make_unique<Buffer>(4L * c.queries);
     cuda_ok(cudaMemcpy(start_->as<int>(), start.data(), 4L * c.queries, cudaMemcpyHostToDevice), "copy");
     cuda_ok(cudaMemcpy(end_->as<int>(), end.data(), 4L * c.queries, cudaMemcpyHostToDevice), "copy");
+    if (c.tokens > 0) make_pages();
     bind(row);
+    capture();
   }
-  void operator()() const { index_topk_cuda(params_, plan_, nullptr); }
+  ~Running() { cudaGraphExecDestroy(graph_); }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+  void operator()() const { cuda_ok(cudaGraphLaunch(graph_, nullptr), "cudaGraphLaunch"); }
 
  private:
+  // Every request its own pages, in random places.
+  void make_pages() {
+    const long per_request = (case_.keys + 63) / 64, count = per_request * (case_.queries / case_.tokens);
+    pages_ = std::make_unique<Buffer>(count * kPageBytes);
+    fill<<<1024, 256>>>(pages_->as<std::uint8_t>(), count * kPageBytes / 128, case_.format, Content::kRandom, 7);
+    fill_page_scales<<<256, 256>>>(pages_->as<std::uint8_t>(), count);
+    std::vector<int> table(count);
+    for (long i = 0; i < count; ++i) table[i] = static_cast<int>(i);
+    std::mt19937 random(1);
+    std::shuffle(table.begin(), table.end(), random);
+    table_ = std::make_unique<Buffer>(4 * count);
+    cuda_ok(cudaMemcpy(table_->as<int>(), table.data(), 4 * count, cudaMemcpyHostToDevice), "copy");
+    params_.block_table = table_->as<int>();
+    params_.table_stride = static_cast<int>(per_request);
+    params_.page_stride = kPageBytes;
+    params_.tokens_per_request = case_.tokens;
+  }
+  void capture() {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cuda_ok(cudaStreamCreate(&stream), "stream");
+    cuda_ok(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+    index_topk_cuda(params_, plan_, stream);
+    cuda_ok(cudaStreamEndCapture(stream, &graph), "capture");
+    cuda_ok(cudaGraphInstantiate(&graph_, graph, 0), "graph");
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+  }
   void bind(long row) {
     params_.format = case_.format;
     params_.num_queries = case_.queries;
@@ -126,7 +171,7 @@ class Running {
     params_.num_keys = case_.keys;
     params_.top_k = case_.top_k;
     params_.q = q_->as<void>();
-    params_.keys = keys_->as<void>();
+    params_.keys = pages_ ? pages_->as<void>() : keys_->as<void>();
     params_.key_stride = row;
     params_.key_scale = case_.format == IndexKeyFormat::kE4M3 ? scale_->as<float>() : nullptr;
     params_.weights = weights_->as<float>();
@@ -144,7 +189,8 @@ class Running {
   Case case_;
   IndexTopkCudaParams params_;
   IndexTopkPlan plan_;
-  std::unique_ptr<Buffer> q_, keys_, scale_, weights_, start_, end_, out_, workspace_;
+  std::unique_ptr<Buffer> q_, keys_, scale_, weights_, start_, end_, out_, workspace_, pages_, table_;
+  cudaGraphExec_t graph_ = nullptr;
 };
 
 // An e4m3 matmul n x n x n into bf16.
@@ -241,6 +287,18 @@ std::vector<Case> cases() {
   add(e4m3, 2048, 65536, 32, 2048, false, Content::kZeroPlateau, " zero plateau");
   add(e4m3, 2048, 65536, 32, 2048, false, Content::kClustered, " clustered");
   add(e4m3, 2048, 65536, 32, 2048, false, Content::kRandom, " random");
+  const auto decode = [&](int requests, int keys, int h, int tokens) {
+    all.push_back({"decode " + std::to_string(requests) + " x " + std::to_string(tokens) + " tokens, " +
+                       std::to_string(keys) + " keys, H " + std::to_string(h),
+                   e4m3, requests * tokens, keys, h, 2048, false, Content::kRandom, tokens});
+  };
+  for (const int h : {32, 64}) {
+    decode(1, 200704, h, 1);
+    decode(16, 131072, h, 1);
+    decode(64, 65536, h, 1);
+  }
+  decode(16, 131072, 32, 2);
+  decode(1, 4096, 32, 1);
   return all;
 }
 
@@ -283,7 +341,8 @@ int run(int rounds, const char* json, const std::string& part) {
     const auto running = std::make_shared<Running>(c);
     double pairs = double(c.queries) * c.keys;
     if (c.causal) pairs -= 0.5 * c.queries * (c.queries - 1.0);
-    all.push_back({c.name, [=] { (*running)(); }, 2.0 * 128 * c.heads * pairs});
+    const double key_bytes = c.tokens > 0 ? 132.0 * c.keys * (c.queries / c.tokens) : 0;
+    all.push_back({c.name, [=] { (*running)(); }, 2.0 * 128 * c.heads * pairs, key_bytes});
   }
   time_in_turn(all, rounds);
   std::printf("%s, %d rounds\n", device.name, rounds);

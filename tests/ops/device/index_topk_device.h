@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <algorithm>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -88,6 +90,13 @@ struct Problem {
   std::vector<float> q, k, scale, weights;  // [M, H, 128], [N, 128], [N], [M, H]
   std::vector<std::int32_t> start, end;
   bool lattice = false;  // scores are exact in fp32
+  // Decode: groups of `tokens` queries are requests, each with `keys` keys of its own in k and scale.
+  int tokens = 0;
+  bool paged = false;
+  std::int64_t page_stride = 64 * 132;
+
+  int requests() const { return tokens > 0 ? queries / tokens : 1; }
+  int request_of(std::int64_t query) const { return tokens > 0 ? static_cast<int>(query / tokens) : 0; }
 
   std::vector<std::uint8_t> q_bytes, k_bytes;
   void encode() {
@@ -121,8 +130,66 @@ struct Problem {
     p.weights = weights.data();
     p.start = start.data();
     p.end = end.data();
+    p.tokens_per_request = tokens;
     return p;
   }
+  // The same with the keys of the query's request: for the reference.
+  IndexTopkCudaParams host(std::int64_t query) const {
+    IndexTopkCudaParams p = host();
+    const std::int64_t first = std::int64_t{request_of(query)} * keys;
+    p.keys = k_bytes.data() + first * p.key_stride;
+    if (p.key_scale != nullptr) p.key_scale += first;
+    return p;
+  }
+};
+
+// The keys of a problem in pages of 64, in random places among pages of NaN; a table entry that no
+// range needs points far outside.
+class Pages {
+ public:
+  explicit Pages(const Problem& p)
+      : per_request_((p.keys + 63) / 64), count_(per_request_ * p.requests() + 3),
+        pool_(static_cast<std::size_t>(count_) * p.page_stride) {
+    cuda_ok(cudaMemset(pool_.data(), 0xFF, pool_.size()), "cudaMemset");
+    std::vector<std::int32_t> places(count_);
+    for (int i = 0; i < count_; ++i) places[i] = i;
+    std::mt19937 random(99);
+    for (int i = 0; i + 1 < count_; ++i) std::swap(places[i], places[i + random() % (count_ - i)]);
+    std::vector<std::int32_t> table(static_cast<std::size_t>(per_request_) * p.requests());
+    for (int request = 0; request < p.requests(); ++request) {
+      int most = 0;
+      for (int t = 0; t < p.queries; ++t) {
+        if (p.request_of(t) == request) most = std::max(most, p.end[t]);
+      }
+      for (int page = 0; page < per_request_; ++page) {
+        const int entry = request * per_request_ + page;
+        table[entry] = page * 64 < most ? places[entry] : 0x7FFFFFFF;
+        if (page * 64 < most) fill(p, request, page, places[entry]);
+      }
+    }
+    table_ = std::make_unique<DeviceBytes>(table);
+  }
+  void bind(IndexTopkCudaParams& params, const Problem& p) const {
+    params.keys = pool_.data();
+    params.block_table = static_cast<const std::int32_t*>(table_->data());
+    params.table_stride = per_request_;
+    params.page_stride = p.page_stride;
+  }
+
+ private:
+  void fill(const Problem& p, int request, int page, int place) {
+    std::vector<std::uint8_t> bytes(64 * 132, 0xFF);
+    const std::int64_t first = std::int64_t{request} * p.keys + page * 64;
+    const int held = std::min(64, p.keys - page * 64);
+    std::memcpy(bytes.data(), &p.k_bytes[first * 128], held * 128);
+    std::memcpy(bytes.data() + 64 * 128, &p.scale[first], held * 4);
+    auto* to = static_cast<std::uint8_t*>(pool_.data()) + place * p.page_stride;
+    cuda_ok(cudaMemcpy(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "page");
+  }
+
+  int per_request_, count_;
+  DeviceBytes pool_;
+  std::unique_ptr<DeviceBytes> table_;
 };
 
 // A problem on the device; run() gives the result and, in a debug launch, the scores.
@@ -137,12 +204,16 @@ class DeviceProblem {
         start_(problem.start),
         end_(problem.end),
         out_(sizeof(std::int32_t) * problem.queries * problem.top_k) {
+    params_.keys = keys_.data();
+    if (problem.paged) {
+      pages_ = std::make_unique<Pages>(problem);
+      pages_->bind(params_, problem);
+    }
     int processors = 0;
     cuda_ok(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
     plan_ = plan_index_topk(params_, processors);
     workspace_ = std::make_unique<DeviceBytes>(plan_.workspace_bytes);
     params_.q = q_.data();
-    params_.keys = keys_.data();
     if (params_.key_scale != nullptr) params_.key_scale = static_cast<const float*>(scale_.data());
     params_.weights = static_cast<const float*>(weights_.data());
     params_.start = static_cast<const std::int32_t*>(start_.data());
@@ -176,6 +247,7 @@ class DeviceProblem {
   IndexTopkPlan plan_;
   DeviceBytes q_, keys_, scale_, weights_, start_, end_, out_;
   std::unique_ptr<DeviceBytes> workspace_;
+  std::unique_ptr<Pages> pages_;
   bool intact_ = true;
 };
 

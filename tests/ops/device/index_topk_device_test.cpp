@@ -101,8 +101,9 @@ void make_causal(Problem& p) {
 // value(key) scales the key's row: the scores' order follows it.
 void shape_keys(Problem& p, const std::string& name, const std::function<float(int)>& value) {
   p.name = name + " " + p.name;
+  const std::vector<float> direction(p.k.begin(), p.k.begin() + 128);
   for (int s = 0; s < p.keys; ++s) {
-    for (int d = 0; d < 128; ++d) p.k[std::size_t{128} * s + d] = p.k[d] * value(s);
+    for (int d = 0; d < 128; ++d) p.k[std::size_t{128} * s + d] = direction[d] * value(s);
   }
   p.lattice = false;
 }
@@ -144,7 +145,6 @@ double dot_bound(IndexKeyFormat format) {
 }
 
 void check_scores(const Problem& p, const std::vector<float>& scores, Outcome& outcome) {
-  const IndexTopkCudaParams host = p.host();
   const double bound = dot_bound(p.format) + (p.heads + 4) * std::ldexp(1, -24);
   const int stride = std::max(1, p.queries / 12);
   std::vector<double> worst(p.queries, 0);
@@ -152,6 +152,7 @@ void check_scores(const Problem& p, const std::vector<float>& scores, Outcome& o
   const int key_stride = std::max(1, p.keys / 3000);
   in_threads((p.queries + stride - 1) / stride, [&](std::int64_t row) {
     const int t = static_cast<int>(row) * stride;
+    const IndexTopkCudaParams host = p.host(t);
     for (int s = std::max(p.start[t], 0) + t % key_stride; s < p.end[t]; s += key_stride) {
       const IndexScoreRef ref = index_score_ref(host, t, s);
       const float found = scores[std::size_t(t) * p.keys + s];
@@ -212,6 +213,57 @@ bool passes(Problem p, int relaunches) {
   return !outcome.failed;
 }
 
+// Decode: requests of `tokens` queries over pages, with lengths of their own; the tokens of a request
+// are its last ones.
+Problem decoding(Problem p, int tokens, unsigned seed) {
+  Random random(seed);
+  p.name = "decode " + std::to_string(tokens) + " " + p.name;
+  p.tokens = tokens;
+  p.paged = true;
+  const std::size_t own = p.k.size();
+  for (int request = 1; request < p.requests(); ++request) {  // other requests: the keys in another order
+    for (std::size_t i = 0; i < own; i += 128) {
+      const std::size_t from = (i + 128 * (request * 37 % (own / 128))) % own;
+      p.k.insert(p.k.end(), p.k.begin() + from, p.k.begin() + from + 128);
+      p.scale.push_back(p.scale[i / 128]);
+    }
+  }
+  for (int request = 0; request < p.requests(); ++request) {
+    std::uniform_int_distribution<int> draw(0, p.keys);
+    int length = request % 4 == 0 ? p.keys : draw(random);
+    if (request % 7 == 5) length = 0;
+    for (int token = 0; token < tokens; ++token) {
+      p.end[request * tokens + token] = std::max(0, length - tokens + 1 + token);
+    }
+  }
+  return p;
+}
+
+// The same queries and keys by prefill and by decode of 1 to 4 tokens: the same bits of scores.
+bool same_bits(IndexKeyFormat format, int heads) {
+  Problem p = gaussian(format, {4, heads, 3001, 64}, 21);
+  std::printf("same bits in prefill and decode: %-26s", p.name.c_str());
+  p.encode();
+  std::vector<float> prefill;
+  DeviceProblem(p).run(&prefill);
+  bool same = true;
+  for (const int tokens : {1, 2, 4}) {
+    Problem d = p;
+    d.tokens = tokens;
+    d.paged = format == IndexKeyFormat::kE4M3;
+    for (int request = 1; d.paged && request < d.requests(); ++request) {
+      d.k.insert(d.k.end(), p.k.begin(), p.k.end());
+      d.scale.insert(d.scale.end(), p.scale.begin(), p.scale.end());
+    }
+    d.encode();
+    std::vector<float> decode;
+    DeviceProblem(d).run(&decode);
+    same = same && std::memcmp(prefill.data(), decode.data(), prefill.size() * 4) == 0;
+  }
+  std::printf(" %s\n", same ? "ok" : "FAILED");
+  return same;
+}
+
 using Make = std::function<Problem()>;
 
 std::vector<Make> small_cases() {
@@ -233,6 +285,42 @@ std::vector<Make> small_cases() {
       return p;
     });
   }
+  return cases;
+}
+
+std::vector<Make> decode_cases(bool small) {
+  const auto f = IndexKeyFormat::kE4M3;
+  std::vector<Make> cases;
+  for (const int tokens : {1, 2, 3, 4}) {
+    cases.push_back([=] { return decoding(lattice(f, {tokens * 9, 32, 777, 128}, 31), tokens, 1); });
+    cases.push_back([=] { return decoding(gaussian(f, {tokens * 3, 64, 1500, 2048}, 32), tokens, 2); });
+  }
+  cases.push_back([=] {
+    Problem p = gaussian(f, {19, 32, 5000, 300}, 33);
+    make_ragged(p, 6);
+    p.name = "pages " + p.name;
+    p.paged = true;
+    return p;
+  });
+  if (small) return cases;
+  for (const int heads : {20, 32, 64}) {
+    cases.push_back([=] { return decoding(lattice(f, {5, heads, 40000, 2048}, 34), 1, 3); });
+    cases.push_back([=] { return decoding(gaussian(f, {6, heads, 65536, 2048}, 35), 2, 4); });
+  }
+  cases.push_back([=] { return decoding(gaussian(f, {1, 32, 200704, 2048}, 36), 1, 5); });
+  cases.push_back([=] { return decoding(gaussian(f, {300, 32, 700, 64}, 37), 1, 6); });
+  cases.push_back([=] {
+    Problem p = decoding(gaussian(f, {2, 32, 40 * 64, 500}, 38), 2, 7);
+    p.page_stride = std::int64_t{1} << 27;  // offsets beyond 4 GiB
+    p.name = "far pages " + p.name;
+    return p;
+  });
+  cases.push_back([=] {
+    Problem p = gaussian(f, {3, 32, 100000, 2048}, 39);
+    p.scale.assign(p.keys, 1.0f);
+    shape_keys(p, "constant", [](int) { return 1.0f; });
+    return decoding(p, 1, 8);
+  });
   return cases;
 }
 
@@ -310,9 +398,11 @@ std::vector<Make> large_cases() {
 
 int main(int argc, char** argv) {
   using namespace indexcache::testing;
+  using indexcache::IndexKeyFormat;
   const bool small = argc > 1 && std::string(argv[1]) == "--small";
   const std::string part = argc > 1 + small ? argv[1 + small] : "";
   std::vector<Make> cases = small_cases();
+  for (Make& make : decode_cases(small)) cases.push_back(std::move(make));
   if (!small) {
     for (Make& make : large_cases()) cases.push_back(std::move(make));
   }
@@ -322,6 +412,13 @@ int main(int argc, char** argv) {
     if (p.name.find(part) == std::string::npos) continue;
     ++run;
     failed += !passes(p, small ? 1 : 20);
+  }
+  if (part.empty()) {
+    for (const int heads : {1, 16, 20, 32, 48, 64}) {
+      run += 2;
+      failed += !same_bits(IndexKeyFormat::kE4M3, heads);
+      failed += !same_bits(IndexKeyFormat::kBFloat16, heads);
+    }
   }
   std::printf("index_topk on the device: %d cases, %d failed\n", run, failed);
   return failed > 0 || run == 0 ? 1 : 0;

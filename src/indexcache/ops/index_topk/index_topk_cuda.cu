@@ -13,6 +13,11 @@
 // are; the sample decides the time only. At last a warp a query selects the best k of the list and
 // sorts their indices.
 //
+// Few groups (decode): the range of each is cut in pieces, a block each. Every block draws the same
+// sample of the whole range, hence the same thresholds, scans its piece, and adds the best k of its
+// list to the query's merged list. The block that comes last selects from that, or where the sample
+// misled, scans the whole range as above. No block waits for another.
+//
 // A score's rounding is a function of the number of heads alone: four sums, of the heads h with
 // (h / 2) % 4 = 0 .. 3, each ascending in fused multiply-adds; then (s0 + s1) + (s2 + s3), times
 // the key's scale.
@@ -35,7 +40,8 @@ constexpr int kColumns = 128, kBankBytes = 128 * 128;     // of one bank of 128 
 constexpr int kSortValues = 2048;                         // most indices a query returns
 constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
 constexpr int kSampleShare = 64;                          // one key of so many is sampled
-constexpr int kMostSampled = 6144;
+constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
+constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 static_assert(kMostSampled <= kCandidateCapacity);
 
 struct E4m3 {
@@ -71,11 +77,9 @@ struct KeyWalk {
   }
 };
 
-__device__ __forceinline__ KeyWalk all_keys(int first, int last) { return {first, last - first}; }
-
-__device__ __forceinline__ KeyWalk sampled_keys(int first, int last) {
-  const int range = last - first, count = min(range / kSampleShare, kMostSampled);
-  return {first, count, static_cast<unsigned>(range / count),
+__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int most) {
+  const int range = keys.count, count = min(range / kSampleShare, most);
+  return {keys.first, count, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
 
@@ -84,7 +88,9 @@ struct GroupState {
   RankedKey threshold[8];
   int count[8];  // candidates in the list
   int start[8], end[8];
-  bool settled[8];  // the list holds all that it needs
+  bool settled[8];  // the list holds all that it needs, or the result is written
+  bool written[8];
+  bool last;  // this block's piece was the last of its group
   SelectScratch select[kWarps];
 };
 
@@ -105,9 +111,24 @@ __device__ __forceinline__ int append(int* count, bool wanted) {
   return place;
 }
 
-// One block's work on one group. kQueries is 8 (a thread's columns are two queries, one head each) or 4
-// (one query, two heads); kBanks banks of 128 columns hold all their heads.
-template <class Format, int kQueries, int kBanks>
+// What an item is: a group of queries and, where the plan has pieces, one of them.
+struct Item {
+  int group, piece;
+  int first_query, queries;
+};
+
+// Where the pieces of a query meet: [M][pieces * k] keys, their number, and how many pieces of a
+// group are in.
+struct MergeLists {
+  RankedKey* keys;
+  int* counts;
+  unsigned* arrived;
+  int pieces;
+};
+
+// One block's work on one item. kQueries is 8 (a thread's columns are two queries, one head each) or
+// 4 (one query, two heads); kBanks banks of 128 columns hold all their heads.
+template <class Format, int kQueries, int kBanks, bool kPaged>
 struct GroupScan {
   static constexpr int kHeadsPerBank = kColumns / kQueries;
   static constexpr int kOwn = kQueries / 4;  // queries of a thread
@@ -123,7 +144,8 @@ struct GroupScan {
   GroupState& state;
   std::uint8_t* shared;  // queries, then the warps' rings; at last the indices to sort
   RankedKey* lists;      // [kQueries][kCandidateCapacity]
-  int first_query;
+  MergeLists merge;
+  Item item;
 
   // Column 2 c + e of eight columns j belongs to this query and head of the bank.
   static __device__ __forceinline__ int column_query(int c, int e) {
@@ -141,11 +163,11 @@ struct GroupScan {
     constexpr int kUnits = kRow / 16;
     for (int i = threadIdx.x; i < kBanks * kColumns * kUnits; i += kThreads) {
       const int unit = i % kUnits, column = i / kUnits % kColumns, bank = i / kUnits / kColumns;
-      const int query = first_query + column_query(column % 8 / 2, column % 2);
+      const int query = column_query(column % 8 / 2, column % 2);
       const int head = column_head(bank, column / 8, column % 2);
       uint4 words = {0, 0, 0, 0};
-      if (query < p.num_queries && head < p.num_heads) {
-        const std::int64_t row = std::int64_t{query} * p.num_heads + head;
+      if (query < item.queries && head < p.num_heads) {
+        const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
         words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
       }
       const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
@@ -164,6 +186,22 @@ struct GroupScan {
     return shared + kQueryBytes + (threadIdx.x / 32 * kStages + tile % kStages) * kStageBytes;
   }
 
+  __device__ __forceinline__ const std::uint8_t* page_of(int key) const {
+    const int request = p.tokens_per_request > 0 ? item.group : 0;
+    const std::int64_t page =
+        p.block_table[std::int64_t{request} * p.table_stride + key / kPageKeys];
+    return static_cast<const std::uint8_t*>(p.keys) + page * p.page_stride;
+  }
+  __device__ __forceinline__ const std::uint8_t* key_row(int key) const {
+    if (kPaged) return page_of(key) + key % kPageKeys * kRow;
+    return static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
+  }
+  __device__ __forceinline__ const void* scale_of(int key) const {
+    if (kPaged) return page_of(key) + kPageScales + key % kPageKeys * 4;
+    return p.key_scale + key;
+  }
+  __device__ __forceinline__ bool has_scales() const { return kPaged || p.key_scale != nullptr; }
+
   // Copies this warp's 16 keys of a tile to its ring. Unit u of an odd row lies at u ^ 4, so that
   // reading fragments meets no bank twice. key(row) is the key of a row.
   template <class Key>
@@ -174,11 +212,10 @@ struct GroupScan {
 #pragma unroll
     for (int i = 0; i < kWarpKeys / kRowsPerCopy; ++i) {
       const int row = i * kRowsPerCopy + lane / kLanesPerRow;
-      const auto* from = static_cast<const std::uint8_t*>(p.keys) + key(row) * p.key_stride;
-      async_copy_16(to + row * kRow + (unit ^ (row & 1) << 2) * 16, from + unit * 16);
+      async_copy_16(to + row * kRow + (unit ^ (row & 1) << 2) * 16, key_row(key(row)) + unit * 16);
     }
-    if (p.key_scale != nullptr && lane < kWarpKeys) {
-      async_copy_4(to + kWarpKeys * kRow + lane * 4, p.key_scale + key(lane));
+    if (has_scales() && lane < kWarpKeys) {
+      async_copy_4(to + kWarpKeys * kRow + lane * 4, scale_of(key(lane)));
     }
   }
 
@@ -197,10 +234,10 @@ struct GroupScan {
     const int c = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < kBanks * 32; ++i) {
-      const int query = first_query + column_query(c, i % 2);
+      const int query = column_query(c, i % 2);
       const int head = column_head(i / 32, i % 32 / 2, i % 2);
-      weights[i] = query < p.num_queries && head < p.num_heads
-                       ? p.weights[std::int64_t{query} * p.num_heads + head]
+      weights[i] = query < item.queries && head < p.num_heads
+                       ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
                        : 0.0f;
     }
   }
@@ -294,7 +331,7 @@ struct GroupScan {
       const bool inside = at >= state.start[query] && at < state.end[query];
       wanted[i] = inside && key[i] >= state.threshold[query];
       if (p.scores != nullptr && inside) {
-        p.scores[std::int64_t{first_query + query} * p.num_keys + at] = value;
+        p.scores[std::int64_t{item.first_query + query} * p.num_keys + at] = value;
       }
     }
 #pragma unroll
@@ -356,7 +393,7 @@ struct GroupScan {
       std::uint32_t a[kSteps][4];
       load_fragments(tile, a);
       float scale[2] = {1.0f, 1.0f};
-      if (p.key_scale != nullptr) {
+      if (has_scales()) {
         const auto* scales = reinterpret_cast<const float*>(stage(tile) + kWarpKeys * kRow);
         scale[0] = scales[threadIdx.x % 32 / 4];
         scale[1] = scales[threadIdx.x % 32 / 4 + 8];
@@ -399,37 +436,39 @@ struct GroupScan {
     }
   }
 
-  // A warp: writes the query's row of the result.
-  __device__ __forceinline__ void finish(int query) const {
-    const WarpTeam team;
+  // Writes the query's row of the result, from a list that holds its best.
+  template <class Team>
+  __device__ __forceinline__ void finish(const Team& team, int query, const RankedKey* list,
+                                         int size, unsigned* indices,
+                                         SelectScratch& scratch) const {
     const int taken = min(p.top_k, range(query));
-    std::int32_t* out = p.out + std::int64_t{first_query + query} * p.top_k;
-    auto* indices = reinterpret_cast<unsigned*>(shared) + query * kSortValues;
-    int size = 1;
-    while (size < taken) size *= 2;
+    std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
+    int padded = 1;
+    while (padded < taken) padded *= 2;
     if (taken > 0) {
-      const RankedKey* list = lists + query * kCandidateCapacity;
-      SelectScratch& scratch = state.select[query];
-      const RankedKey threshold = select_threshold(team, list, state.count[query], taken, scratch);
-      take_indices(team, list, state.count[query], threshold, indices, scratch);
-      for (int i = taken + team.rank; i < size; i += 32) indices[i] = 0xFFFFFFFFu;
+      const RankedKey threshold = select_threshold(team, list, size, taken, scratch);
+      take_indices(team, list, size, threshold, indices, scratch);
+      for (int i = taken + team.rank; i < padded; i += Team::size) indices[i] = 0xFFFFFFFFu;
       team.sync();
-      sort_ascending(team, indices, size);
+      sort_ascending(team, indices, padded);
     }
-    for (int i = team.rank; i < p.top_k; i += 32) {
+    for (int i = team.rank; i < p.top_k; i += Team::size) {
       out[i] = i < taken ? static_cast<int>(indices[i]) - state.start[query] : -1;
     }
+    team.sync();
   }
 
   // Reads the ranges; the keys that hold them all.
   __device__ __forceinline__ KeyWalk open_group() const {
     if (threadIdx.x < kQueries) {
-      const int i = threadIdx.x, query = first_query + i;
-      state.start[i] = query < p.num_queries ? max(0, p.start[query]) : 0;
-      state.end[i] = query < p.num_queries ? min(p.num_keys, p.end[query]) : 0;
+      const int i = threadIdx.x, query = item.first_query + i;
+      const bool real = i < item.queries;
+      state.start[i] = real && p.start != nullptr ? max(0, p.start[query]) : 0;
+      state.end[i] = real ? min(p.num_keys, p.end[query]) : 0;
       state.threshold[i] = kEveryKey;
       state.count[i] = 0;
       state.settled[i] = false;
+      state.written[i] = false;
     }
     __syncthreads();
     int first = 0x7FFFFFFF, last = 0;
@@ -438,7 +477,17 @@ struct GroupScan {
       first = min(first, state.start[i]);
       last = max(last, state.end[i]);
     }
-    return last > first ? all_keys(first, last) : KeyWalk{};
+    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page.
+    if (kPaged) first = first / kPageKeys * kPageKeys;
+    return last > first ? KeyWalk{first, last - first} : KeyWalk{};
+  }
+
+  // This item's piece of the keys.
+  __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
+    const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
+    const int length = (tiles + merge.pieces - 1) / merge.pieces * kTileKeys;
+    const int first = min(item.piece * length, keys.count);
+    return {keys.first + first, min(length, keys.count - first)};
   }
 
   // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
@@ -454,38 +503,108 @@ struct GroupScan {
     return !__syncthreads_or(again);
   }
 
+  // A warp: adds the best of the query's list, k at most, to the merged list.
+  __device__ __forceinline__ void publish(int query) const {
+    const RankedKey* list = lists + query * kCandidateCapacity;
+    const int size = state.count[query], lane = threadIdx.x % 32;
+    SelectScratch& scratch = state.select[query];
+    const RankedKey threshold =
+        size > p.top_k ? select_threshold(WarpTeam{}, list, size, p.top_k, scratch) : kEveryKey;
+    const std::int64_t row = item.first_query + query;
+    int at = 0;
+    if (lane == 0) at = atomicAdd(&merge.counts[row], min(size, p.top_k));
+    at = __shfl_sync(kAllLanes, at, 0);
+    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + at;
+    for_each_key(WarpTeam{}, list, size, [&](RankedKey key, bool valid) {
+      const bool take = valid && key >= threshold;
+      const unsigned takers = __ballot_sync(kAllLanes, take);
+      if (take) to[__popc(takers & ((1u << lane) - 1))] = key;
+      to += __popc(takers);
+    });
+    __threadfence();
+  }
+
+  // After the piece was scanned. True if this block, the last of its group, must scan all keys.
+  __device__ __forceinline__ bool merge_pieces() const {
+    const int warp = threadIdx.x / 32;
+    if (warp < item.queries) publish(warp);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      state.last = atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
+    }
+    __syncthreads();
+    if (!state.last) return false;
+    __threadfence();
+    bool again = false;
+    for (int query = 0; query < item.queries; ++query) {
+      const std::int64_t row = item.first_query + query;
+      const int size = *static_cast<volatile int*>(&merge.counts[row]);
+      const bool complete = size >= min(p.top_k, range(query));
+      if (complete) {
+        finish(BlockTeam<kThreads>{}, query, merge.keys + row * merge.pieces * p.top_k, size,
+               reinterpret_cast<unsigned*>(shared), state.select[0]);
+      }
+      if (threadIdx.x == 0) {
+        state.settled[query] = state.written[query] = complete;
+        state.threshold[query] = complete ? kNoKey : kEveryKey;
+        state.count[query] = 0;
+      }
+      again |= !complete;
+    }
+    __syncthreads();
+    if (again) stage_queries();  // the sort stood in their place
+    __syncthreads();
+    return again;
+  }
+
   __device__ __forceinline__ void run() const {
     const KeyWalk keys = open_group();
     const int warp = threadIdx.x / 32;
-    const bool sample = keys.count > kCandidateLimit;
+    const bool split = merge.pieces > 1;
+    if (keys.count == 0 && item.piece > 0) return;
     stage_queries();
     __syncthreads();
-    // Rounds: the sample, the scan, and where the sample misled, the scan of every key.
-    for (int round = sample ? 0 : 1; keys.count > 0; ++round) {
-      scan(round == 0 ? sampled_keys(keys.first, keys.first + keys.count) : keys);
+    // Rounds: the sample; the scan; where the sample misled, the scan that takes every key.
+    for (int round = keys.count > kCandidateLimit ? 0 : 1; keys.count > 0; ++round) {
+      KeyWalk walk = keys;
+      if (round == 0) walk = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+      if (round == 1 && split) walk = piece_of(keys);
+      scan(walk);
       if (round == 0) {
         if (warp < kQueries) choose_threshold(warp);
         __syncthreads();
+      } else if (round == 1 && split) {
+        if (!merge_pieces()) return;
       } else if (settle()) {
         break;
       }
     }
-    if (warp < kQueries && first_query + warp < p.num_queries) finish(warp);
+    if (warp < item.queries && !state.written[warp]) {
+      finish(WarpTeam{}, warp, lists + warp * kCandidateCapacity, state.count[warp],
+             reinterpret_cast<unsigned*>(shared) + warp * kSortValues, state.select[warp]);
+    }
     __syncthreads();
   }
 };
 
-template <class Format, int kQueries, int kBanks>
+template <class Format, int kQueries, int kBanks, bool kPaged>
 __global__ void __launch_bounds__(kThreads, 1)
-    scan_groups(const __grid_constant__ IndexTopkCudaParams p, int groups) {
+    scan_groups(const __grid_constant__ IndexTopkCudaParams p,
+                const __grid_constant__ IndexTopkPlan plan) {
   extern __shared__ __align__(1024) std::uint8_t shared[];
   __shared__ GroupState state;
-  auto* lists = static_cast<RankedKey*>(p.workspace) +
+  auto* workspace = static_cast<std::uint8_t*>(p.workspace);
+  auto* lists = reinterpret_cast<RankedKey*>(workspace) +
                 std::int64_t{blockIdx.x} * kQueries * kCandidateCapacity;
-  for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+  auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
+  const MergeLists merge{reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes), counters,
+                         reinterpret_cast<unsigned*>(counters + p.num_queries), plan.pieces};
+  for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
     // Later queries usually have more keys: the longest first.
-    const int first_query = (groups - 1 - group) * kQueries;
-    GroupScan<Format, kQueries, kBanks>{p, state, shared, lists, first_query}.run();
+    const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
+    const Item item{group, i % plan.pieces, first,
+                    min(plan.queries_per_group, p.num_queries - first)};
+    GroupScan<Format, kQueries, kBanks, kPaged>{p, state, shared, lists, merge, item}.run();
   }
 }
 
@@ -494,14 +613,28 @@ void check(cudaError_t result, const char* what) {
   index_topk_refused(what, cudaGetErrorString(result));
 }
 
-template <class Format, int kQueries, int kBanks>
+template <class Format, int kQueries, int kBanks, bool kPaged>
 void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  constexpr int kBytes = GroupScan<Format, kQueries, kBanks>::kSharedBytes;
-  const auto kernel = scan_groups<Format, kQueries, kBanks>;
+  constexpr int kBytes = GroupScan<Format, kQueries, kBanks, kPaged>::kSharedBytes;
+  const auto kernel = scan_groups<Format, kQueries, kBanks, kPaged>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "shared memory");
-  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan.groups);
+  if (plan.counter_bytes > 0) {
+    auto* counters = static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes + plan.merge_bytes;
+    check(cudaMemsetAsync(counters, 0, plan.counter_bytes, stream), "counters");
+  }
+  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan);
   check(cudaGetLastError(), "launch");
+}
+
+template <bool kPaged>
+void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+  if (plan.columns_per_group == 4) {
+    return p.num_heads <= 32 ? launch<E4m3, 4, 1, kPaged>(p, plan, stream)
+                             : launch<E4m3, 4, 2, kPaged>(p, plan, stream);
+  }
+  return p.num_heads <= 16 ? launch<E4m3, 8, 1, kPaged>(p, plan, stream)
+                           : launch<E4m3, 8, 2, kPaged>(p, plan, stream);
 }
 
 }  // namespace
@@ -509,13 +642,12 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
 void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
   if (plan.groups == 0) return;
   check_workspace(p, plan);
-  if (p.format == IndexKeyFormat::kBFloat16) {
-    return p.num_heads <= 32 ? launch<Bf16, 4, 1>(p, plan, stream)
-                             : launch<Bf16, 4, 2>(p, plan, stream);
+  if (p.format == IndexKeyFormat::kE4M3) {
+    return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
+                                    : launch_e4m3<false>(p, plan, stream);
   }
-  if (p.num_heads <= 16) return launch<E4m3, 8, 1>(p, plan, stream);
-  if (p.num_heads <= 32) return launch<E4m3, 8, 2>(p, plan, stream);
-  return launch<E4m3, 4, 2>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Bf16, 4, 1, false>(p, plan, stream)
+                           : launch<Bf16, 4, 2, false>(p, plan, stream);
 }
 
 }  // namespace indexcache

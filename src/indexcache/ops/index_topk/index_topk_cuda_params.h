@@ -15,6 +15,15 @@ enum class IndexKeyFormat { kE4M3, kBFloat16 };
 //              key_scale [N] fp32 > 0: the score is key_scale[s] * sum_h weights[h] relu(q[h] . k[s])
 //   kBFloat16  q and keys bf16, key_scale null
 // q and keys are aligned to 16 bytes.
+//
+// Pages (e4m3 only), where block_table is not null: key s of a request is at s % 64 of the page
+// block_table[request * table_stride + s / 64], which begins page * page_stride bytes after `keys` and
+// holds 64 x 128 e4m3, then 64 fp32 scales; num_keys is the most keys a request may have,
+// 64 * table_stride. Only entries of pages that hold keys of a range are read.
+//
+// Requests, where tokens_per_request is 1 to 4 (decode): queries come in groups of so many, group r
+// belongs to request r and reads row r of the block table. Where it is 0, all queries are of one
+// request.
 struct IndexTopkCudaParams {
   IndexKeyFormat format = IndexKeyFormat::kE4M3;
   std::int32_t num_queries = 0;  // M
@@ -23,12 +32,16 @@ struct IndexTopkCudaParams {
   std::int32_t top_k = 0;        // k, 1 to 2048
   const void* q = nullptr;
   const void* keys = nullptr;
-  std::int64_t key_stride = 0;          // bytes from key to key, a multiple of 16
+  std::int64_t key_stride = 0;          // bytes from key to key, a multiple of 16; not for pages
   const float* key_scale = nullptr;     // [N]
   const float* weights = nullptr;       // [M, H]
-  const std::int32_t* start = nullptr;  // [M], >= 0
+  const std::int32_t* start = nullptr;  // [M], >= 0; null: all 0
   const std::int32_t* end = nullptr;    // [M], <= N
   std::int32_t* out = nullptr;          // [M, k]
+  const std::int32_t* block_table = nullptr;
+  std::int32_t table_stride = 0;
+  std::int64_t page_stride = 0;  // bytes, a multiple of 16
+  std::int32_t tokens_per_request = 0;
   void* workspace = nullptr;            // plan.workspace_bytes, aligned to 16 bytes, any content
   std::int64_t workspace_bytes = 0;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
@@ -40,16 +53,24 @@ constexpr std::int32_t kCandidateCapacity = 8192;
 constexpr std::int32_t kKeysPerLook = 2048;
 constexpr std::int32_t kCandidateLimit = kCandidateCapacity - kKeysPerLook;
 
-// How a call is cut: groups of neighbouring queries, which `blocks` persistent blocks take in turn.
+// How a call is cut: groups of neighbouring queries and, where these are fewer than the device has
+// multiprocessors, the key range of each in pieces. Persistent blocks take the items in turn. The
+// workspace holds the lists of candidates
+//   blocks x columns_per_group x kCandidateCapacity x 8 bytes
+// and with pieces, for their merge, M x pieces x k x 8 bytes and a counter a query and a group.
 struct IndexTopkPlan {
-  std::int32_t queries_per_group = 0;
+  std::int32_t columns_per_group = 0;  // queries that a block can score together
+  std::int32_t queries_per_group = 0;  // queries that it does
   std::int32_t groups = 0;
+  std::int32_t pieces = 1;
   std::int32_t blocks = 0;
-  std::int64_t workspace_bytes = 0;  // blocks * queries_per_group * kCandidateCapacity * 8
+  std::int64_t lists_bytes = 0, merge_bytes = 0, counter_bytes = 0;  // in this order
+  std::int64_t workspace_bytes = 0;
 };
 
 // Checks the arguments' sizes (InputError) and cuts the call for a device of `processors`
-// multiprocessors. The workspace does not depend on the number of keys.
+// multiprocessors. The workspace does not depend on the number of keys, nor the plan on anything
+// that only the device knows.
 IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& params, std::int32_t processors);
 
 // Enqueues the op; throws DeviceError where CUDA refuses. Nothing is read back to the host.
