@@ -56,3 +56,11 @@ if(INDEXCACHE_CUDA)
   target_include_directories(indexcache_nccl SYSTEM INTERFACE
     ${INDEXCACHE_NCCL_INCLUDE} ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 endif()
+
+# The ceiling that benches of kernels print beside their rates; nothing else calls cuBLAS itself.
+add_library(indexcache_cublas INTERFACE)
+if(INDEXCACHE_CUDA)
+  find_library(INDEXCACHE_CUBLAS cublas HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES}
+    ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}/../lib64 REQUIRED)
+  target_link_libraries(indexcache_cublas INTERFACE ${INDEXCACHE_CUBLAS})
+endif()

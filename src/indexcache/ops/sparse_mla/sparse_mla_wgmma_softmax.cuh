@@ -1,0 +1,156 @@
+// The online softmax of one tile in registers, and what keeps values that are not finite from queries that did not
+// select them.
+#pragma once
+
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
+
+namespace indexcache::device {
+
+// A thread of a warpgroup has two rows of the tile's 64 and, in 8 columns, every pair of columns 8 j + 2 (thread % 4).
+__device__ inline int row_of(int thread, int i) {
+  return thread / 32 * 16 + thread % 32 / 4 + 8 * i;
+}
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+struct RowState {
+  float max[2] = {-INFINITY, -INFINITY};  // of softmax_scale * log2(e) * q . kv
+  float sum[2] = {0, 0};                  // this thread's columns
+  bool any[2] = {false, false};
+};
+
+// Which of the group's queries the thread's rows belong to; kGroupQueries: none, their masks are empty.
+struct RowQueries {
+  int query[2];
+};
+__device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
+  RowQueries r;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row_of(thread, i);
+    r.query[i] = row < w.rows ? (w.row_in_group + row) / heads : kGroupQueries;
+  }
+  return r;
+}
+
+// Logits of unselected keys to -inf. Returns the row's mask word of the first and last 32 columns, combined.
+__device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mask)[2], int thread) {
+  const std::uint32_t low = mask[0], high = mask[1];
+  if (__any_sync(0xFFFFFFFF, (low & high) != 0xFFFFFFFF)) {
+    const int shift = 2 * (thread % 4);
+    const std::uint32_t words[2] = {low >> shift, high >> shift};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const bool selected = words[j / 4] >> (8 * (j % 4) + e) & 1;
+        if (!selected) s[4 * j + 2 * i + e] = -INFINITY;
+      }
+    }
+  }
+  return (low | high) != 0;
+}
+
+// Turns one row's logits into weights against the new maximum; returns the factor of what was summed against the old one.
+__device__ inline float weigh_row(float (&s)[32], int i, float scale, RowState& state) {
+  float max = -INFINITY;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
+  max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
+  max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
+  max = fmaxf(state.max[i], max * scale);
+  const float origin = max == -INFINITY ? 0 : max;  // no key yet: every weight is exp2(-inf)
+  const float rescale = exp2_fast(state.max[i] - origin);
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float& weight = s[4 * j + 2 * i + e];
+      weight = exp2_fast(fmaf(weight, scale, -origin));
+      sum += weight;
+    }
+  }
+  state.max[i] = max;
+  state.sum[i] = fmaf(state.sum[i], rescale, sum);
+  return rescale;
+}
+
+// The weights as the register operand of the product with values.
+__device__ inline void pack_weights(const float (&s)[32], std::uint32_t (&weights)[16]) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      weights[2 * j + i] = pack_bf16(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]);
+  }
+}
+
+__device__ inline void store_weights(unsigned char* to, const std::uint32_t (&weights)[16],
+                                     int thread) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(row_of(thread, i), j) +
+                                        4 * (thread % 4)) = weights[2 * j + i];
+    }
+  }
+}
+
+__device__ inline void rescale_values(float (&o)[128], const float (&factor)[2]) {
+  if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+// A row's logits hold a NaN or inf, selected or not, where the latent does (0 times either is NaN). A sum of products with 0 tells.
+__device__ inline bool holds_non_finite(const float (&s)[32]) {
+  float zero = 0;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) zero = fmaf(s[i], 0.0f, zero);
+  return !(zero == 0);
+}
+
+__device__ inline bool non_finite_low(std::uint32_t pair) { return (pair & 0x7F80u) == 0x7F80u; }
+__device__ inline bool non_finite_high(std::uint32_t pair) {
+  return (pair & 0x7F800000u) == 0x7F800000u;
+}
+
+// The rare tile with a NaN or inf among its values, `half` of the columns by one warpgroup. In the product its weight of 0 would spoil
+// rows that did not select it, so it is taken out: where a row did select it, that element of out is NaN (the logit is
+// NaN or +-inf, so the weight is NaN or 0), and in shared memory it becomes 0.
+__device__ inline void take_out_non_finite(float (&o)[128], unsigned char* values,
+                                           const std::uint32_t (&masks)[4][2],
+                                           const RowQueries& rows, int barrier, int thread) {
+#pragma unroll 1
+  for (int key = 0; key < kTileKeys; ++key) {
+    bool selected[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) selected[i] = masks[rows.query[i]][key / 32] >> key % 32 & 1;
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+      const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(
+          values + j / 8 * kBlockBytes + swizzled_offset(key, j % 8) + 4 * (thread % 4));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (selected[i] && non_finite_low(pair)) o[4 * j + 2 * i] = NAN;
+        if (selected[i] && non_finite_high(pair)) o[4 * j + 2 * i + 1] = NAN;
+      }
+    }
+  }
+  barrier_sync(barrier, kWarpgroup);  // all have read
+  for (int at = thread; at < 4 * kBlockBytes / 4; at += kWarpgroup) {
+    auto& pair = reinterpret_cast<std::uint32_t*>(values)[at];
+    if (non_finite_low(pair)) pair &= 0xFFFF0000u;
+    if (non_finite_high(pair)) pair &= 0x0000FFFFu;
+  }
+  fence_for_wgmma();
+  barrier_sync(barrier, kWarpgroup);
+}
+
+}  // namespace indexcache::device

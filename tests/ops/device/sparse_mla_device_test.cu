@@ -1,0 +1,386 @@
+// sparse_mla's Hopper kernels against the double reference, on a GPU.
+#include <cstdio>
+
+#include "support/device_check.h"
+#include "support/latent_problems.h"
+
+namespace indexcache::testing {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(),
+                kInf = std::numeric_limits<float>::infinity();
+
+struct Result {
+  std::vector<std::uint16_t> out;
+  std::vector<float> lse;
+};
+
+bool same(const Result& a, const Result& b) {
+  return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
+}
+
+// The rows of all keys as the problem wants them: in order, or in shuffled pages with unused ones, full of NaN, between them.
+struct Placed {
+  std::vector<unsigned char> bytes;
+  std::vector<std::int32_t> table;
+  LatentStore store;
+};
+
+Placed place(const LatentProblem& p) {
+  Placed placed;
+  LatentStore& store = placed.store;
+  store = {.format = p.format,
+           .row_stride = p.row_bytes(),
+           .page_shift = p.page_shift,
+           .num_keys = p.keys};
+  if (p.page_shift == 31) {
+    placed.bytes = p.rows;
+    return placed;
+  }
+  const std::int64_t page_keys = std::int64_t{1} << p.page_shift,
+                     pages = (p.keys + page_keys - 1) / page_keys;
+  store.row_stride += 16;
+  store.page_stride = page_keys * store.row_stride + 32;
+  for (std::int64_t page = 0; page < pages; ++page)
+    placed.table.push_back(static_cast<std::int32_t>(2 * page + 1));
+  std::shuffle(placed.table.begin(), placed.table.end(), std::mt19937(7));
+  placed.bytes.assign((2 * pages + 1) * store.page_stride, 0xFF);
+  for (std::int64_t s = 0; s < p.keys; ++s) {
+    std::copy_n(&p.rows[s * p.row_bytes()], p.row_bytes(),
+                &placed.bytes[placed.table[s >> p.page_shift] * store.page_stride +
+                              s % page_keys * store.row_stride]);
+  }
+  return placed;
+}
+
+// Runs `launches` times into the same outputs, all of whose results must be the same bits.
+Result run(const LatentProblem& p, int launches = 1) {
+  Placed placed = place(p);
+  const DeviceArray<unsigned char> rows(placed.bytes);
+  const DeviceArray<std::int32_t> table(placed.table), indices(p.indices);
+  const DeviceArray<std::uint16_t> q(p.q);
+  const DeviceArray<std::uint16_t> out(p.queries * p.heads * kLatentDim);
+  const DeviceArray<float> lse(p.queries * p.heads);
+  placed.store.data = rows.data();
+  placed.store.block_table = placed.table.empty() ? nullptr : table.data();
+  const QueryGroups groups = query_groups({{p.first_position, p.queries}});
+  const std::int64_t num_groups =
+      p.kind == EntryKind::kUnion ? static_cast<std::int64_t>(groups.request.size()) : p.queries;
+  const DeviceArray<std::int32_t> group_begin(groups.begin);
+  const DeviceArray<std::int32_t> entries(num_groups * kGroupQueries * p.top_k), counts(num_groups);
+  SparseMlaWgmmaParams params = {.num_queries = p.queries,
+                                 .num_heads = p.heads,
+                                 .softmax_scale = p.softmax_scale,
+                                 .kind = p.kind,
+                                 .split = p.split,
+                                 .kv = placed.store,
+                                 .num_groups = num_groups,
+                                 .entries = indices.data(),
+                                 .entry_stride = p.top_k,
+                                 .q = q.data(),
+                                 .out = out.data(),
+                                 .lse = lse.data()};
+  if (p.kind == EntryKind::kUnion) {
+    require_cuda(index_union_cuda({.num_groups = num_groups,
+                                   .group_begin = group_begin.data(),
+                                   .top_k = p.top_k,
+                                   .indices = indices.data(),
+                                   .entry_stride = kGroupQueries * p.top_k,
+                                   .entries = entries.data(),
+                                   .counts = counts.data()},
+                                  nullptr),
+                 p.name + ": index_union");
+    finish_device(p.name + ": index_union");
+    params.group_begin = group_begin.data();
+    params.entries = entries.data();
+    params.entry_stride = kGroupQueries * p.top_k;
+    params.counts = counts.data();
+  }
+  Result first;
+  for (int launch = 0; launch < launches; ++launch) {
+    require_cuda(sparse_mla_wgmma(params, nullptr), p.name);
+    finish_device(p.name);
+    const Result result{out.copy(), lse.copy()};
+    if (launch == 0) first = result;
+    expect(same(result, first), p.name + ": launch " + std::to_string(launch) + " gave other bits");
+  }
+  return first;
+}
+
+bool near(double found, double expected, double bound) {
+  if (std::isnan(expected)) return std::isnan(found);
+  if (std::isnan(found)) return false;
+  if (std::isinf(expected)) return found == expected;
+  return !(std::abs(found - expected) >
+           bound);  // a bound of NaN: beside a value that is not finite
+}
+
+// Counts what is off, and shows the first of it: where, found, expected, and in how many rows of each tile column block.
+void compare(const LatentProblem& p, const Result& result, const Reference& r) {
+  std::int64_t off_lse = 0, off_left = 0, off_right = 0, first = -1;
+  double worst = 0;
+  for (std::size_t i = 0; i < r.lse.size(); ++i) {
+    if (near(result.lse[i], r.lse[i], r.lse_bound[i])) continue;
+    if (off_lse++ == 0) {
+      std::printf("  %s: lse of row %zu: %g, expected %g +- %g\n", p.name.c_str(), i, result.lse[i],
+                  r.lse[i], r.lse_bound[i]);
+    }
+  }
+  for (std::size_t i = 0; i < r.out.size(); ++i) {
+    const double found = bf16_value(result.out[i]);
+    if (near(found, r.out[i], r.out_bound[i])) {
+      if (r.out_bound[i] > 0) worst = std::max(worst, std::abs(found - r.out[i]) / r.out_bound[i]);
+      continue;
+    }
+    (i % kLatentDim < 256 ? off_left : off_right)++;
+    if (first < 0) {
+      first = static_cast<std::int64_t>(i);
+      std::printf("  %s: out of row %zu column %zu: %g, expected %g +- %g\n", p.name.c_str(),
+                  i / kLatentDim, i % kLatentDim, found, r.out[i], r.out_bound[i]);
+    }
+  }
+  const bool good = off_lse + off_left + off_right == 0;
+  std::printf("%s %s: worst out error %.2f of the bound\n", good ? "ok" : "--", p.name.c_str(),
+              worst);
+  expect(good, p.name + ": off: " + std::to_string(off_lse) + " of " +
+                   std::to_string(r.lse.size()) + " lse, " + std::to_string(off_left) +
+                   " left and " + std::to_string(off_right) + " right of " +
+                   std::to_string(r.out.size()) + " values");
+}
+
+std::string describe(const LatentProblem& p) {
+  return std::string(p.kind == EntryKind::kUnion ? "union" : "indices") +
+         (p.format == LatentFormat::kE4M3 ? " e4m3" : " bf16") +
+         (p.split == EntrySplit::kCluster ? " cluster" : " whole") +
+         (p.page_shift < 31 ? " paged" : "") + " M " + std::to_string(p.queries) + " h " +
+         std::to_string(p.heads) + " N " + std::to_string(p.keys) + " k " + std::to_string(p.top_k);
+}
+
+template <typename Check>
+void for_each_path(const Check& check) {
+  for (const EntryKind kind : {EntryKind::kIndices, EntryKind::kUnion}) {
+    for (const LatentFormat format : {LatentFormat::kBFloat16, LatentFormat::kE4M3}) {
+      for (const EntrySplit split : {EntrySplit::kWhole, EntrySplit::kCluster}) {
+        LatentProblem p;
+        p.kind = kind;
+        p.format = format;
+        p.split = split;
+        check(p);
+      }
+    }
+  }
+}
+
+void test_accuracy() {
+  struct Shape {
+    std::int64_t queries, heads, keys, top_k;
+    int page_shift;
+  };
+  const Shape shapes[] = {{1, 20, 64, 64, 31},  {4, 20, 300, 130, 31}, {7, 16, 200, 193, 6},
+                          {1, 1, 1, 1, 31},     {5, 5, 90, 33, 3},     {3, 8, 700, 650, 31},
+                          {2, 64, 500, 320, 6}, {3, 128, 150, 65, 31}, {2, 21, 40, 200, 4},
+                          {4, 22, 100, 64, 31}};
+  for_each_path([&](LatentProblem p) {
+    for (const Shape& s : shapes) {
+      p.queries = s.queries, p.heads = s.heads, p.keys = s.keys, p.top_k = s.top_k,
+      p.page_shift = s.page_shift;
+      p.first_position = s.queries % 3 + s.heads % 2;
+      p.name = describe(p);
+      const LatentProblem made = make_problem(p, static_cast<unsigned>(s.top_k + s.heads));
+      compare(made, run(made), reference_of(made));
+    }
+  });
+}
+
+// The mean of the values where all logits are equal, and one value where one logit is far above: what is off, if anything?
+void test_simple_weights() {
+  LatentProblem p;
+  p.queries = 1, p.heads = 64, p.keys = 64, p.top_k = 64, p.name = "mean of 64 keys";
+  p = make_problem(p, 3);
+  std::fill(p.q.begin(), p.q.end(), std::uint16_t{0});
+  for (std::int32_t i = 0; i < 64; ++i) p.indices[i] = i;
+  compare(p, run(p), reference_of(p));
+  p.name = "key of each head";
+  for (std::int64_t h = 0; h < 64; ++h) {
+    for (std::int64_t d = 0; d < 576; ++d)
+      p.q[h * 576 + d] =
+          bf16_bits(4 * bf16_value(reinterpret_cast<std::uint16_t*>(p.rows.data())[h * 576 + d]));
+  }
+  compare(p, run(p), reference_of(p));
+}
+
+void test_relaunches() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 9, p.heads = 20, p.keys = 900, p.top_k = 500, p.first_position = 2;
+    p.name = "20 launches, " + describe(p);
+    run(make_problem(p, 31), 20);
+  });
+}
+
+LatentProblem slice(const LatentProblem& p, std::int64_t begin, std::int64_t end) {
+  LatentProblem part = p;
+  part.queries = end - begin;
+  part.first_position += begin;
+  part.q.assign(p.q.begin() + begin * p.heads * 576, p.q.begin() + end * p.heads * 576);
+  part.indices.assign(p.indices.begin() + begin * p.top_k, p.indices.begin() + end * p.top_k);
+  return part;
+}
+
+// Queries alone (groups alone, for unions) give the bits that they give in company, and so does any place of the keys.
+void test_chunks_and_places() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 10, p.heads = 20, p.keys = 600, p.top_k = 300, p.first_position = 4;
+    p.name = "chunks, " + describe(p);
+    p = make_problem(p, 32);
+    const Result whole = run(p);
+    const std::vector<std::int32_t> cuts = p.kind == EntryKind::kUnion
+                                               ? std::vector<std::int32_t>{0, 2, 8, 10}
+                                               : std::vector<std::int32_t>{0, 1, 4, 10};
+    Result joined;
+    for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
+      const Result part = run(slice(p, cuts[i], cuts[i + 1]));
+      joined.out.insert(joined.out.end(), part.out.begin(), part.out.end());
+      joined.lse.insert(joined.lse.end(), part.lse.begin(), part.lse.end());
+    }
+    expect(same(joined, whole), p.name + ": other bits than the whole");
+    for (const int shift : {0, 6}) {
+      p.page_shift = shift;
+      expect(same(run(p), whole), p.name + ": other bits in pages");
+    }
+  });
+}
+
+// What a query did not select may hold anything; what it did select shows as the definition says.
+void test_non_finite() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 9, p.heads = 20, p.keys = 400, p.top_k = 150;
+    p.name = "not finite, " + describe(p);
+    p = make_problem(p, 33);
+    std::vector<std::vector<int>> readers(p.keys);
+    for (std::int64_t i = 0; i < p.queries * p.top_k; ++i) {
+      if (p.indices[i] >= 0) readers[p.indices[i]].push_back(static_cast<int>(i / p.top_k));
+    }
+    // Queries 0 and 4 are hit; keys which no other query reads, and those nobody reads, are spoiled.
+    LatentProblem dirty = p;
+    int hits = 0;
+    for (std::int64_t s = 0; s < p.keys; ++s) {
+      const bool others =
+          std::any_of(readers[s].begin(), readers[s].end(), [](int t) { return t != 0 && t != 4; });
+      if (others || (!readers[s].empty() && hits >= 12)) continue;
+      hits += !readers[s].empty();
+      const float values[] = {kNaN, kInf, -kInf};
+      poison(dirty, s, s % 3 == 0 ? 17 : s % 3 == 1 ? 300 : 511, values[s / 3 % 3]);
+      if (s % 5 == 0) poison(dirty, s, 540, kInf);
+    }
+    expect(hits > 2,
+           p.name + ": expected keys of queries 0 and 4 alone, found " + std::to_string(hits));
+    const Result clean = run(p), beside = run(dirty);
+    const Reference r = reference_of(dirty);
+    const std::int64_t width = p.heads * kLatentDim;
+    for (std::int64_t t = 0; t < p.queries; ++t) {
+      if (t == 0 || t == 4) continue;
+      expect(std::memcmp(&clean.out[t * width], &beside.out[t * width], width * 2) == 0 &&
+                 std::memcmp(&clean.lse[t * p.heads], &beside.lse[t * p.heads], p.heads * 4) == 0,
+             p.name + ": query " + std::to_string(t) + " sees a neighbour's value");
+    }
+    compare(dirty, beside, r);
+  });
+}
+
+void test_empty() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 6, p.heads = 20, p.keys = 100, p.top_k = 70;
+    p.name = "empty rows, " + describe(p);
+    p = make_problem(p, 34);
+    for (const int t : {1, 3, 4, 5}) std::fill_n(&p.indices[t * p.top_k], p.top_k, -1);
+    const Result result = run(p);
+    compare(p, result, reference_of(p));
+    for (std::int64_t i = p.heads * kLatentDim; i < 2 * p.heads * kLatentDim; ++i) {
+      if (result.out[i] != 0) return expect(false, p.name + ": an empty row is not 0");
+    }
+    for (std::int64_t i = p.heads; i < 2 * p.heads; ++i)
+      expect(result.lse[i] == -kInf, p.name + ": lse of an empty row");
+    p.top_k = 0;
+    p.indices.clear();
+    p.name += ", k 0";
+    for (const float lse : run(p).lse) expect(lse == -kInf, p.name);
+  });
+}
+
+// Logits far apart in either order of keys, which the running maximum has to follow.
+void test_far_apart() {
+  for_each_path([](LatentProblem p) {
+    for (const bool rising : {false, true}) {
+      p.queries = 2, p.heads = 20, p.keys = 500, p.top_k = 500, p.softmax_scale = 2;
+      p.name = std::string(rising ? "rising" : "falling") + " logits, " + describe(p);
+      LatentProblem made = make_problem(p, 35);
+      for (std::int64_t h = 0; h < p.queries * p.heads; ++h) made.q[h * 576 + 575] = bf16_bits(8);
+      for (std::int32_t s = 0; s < 500; ++s) {
+        made.indices[s] = made.indices[500 + s] = s;
+        poison(made, s, 575, static_cast<float>(rising ? s : 500 - s) / 4);
+      }
+      compare(made, run(made), reference_of(made));
+    }
+  });
+}
+
+// A page more than 4 GiB into the cache.
+void test_far_page() {
+  LatentProblem p;
+  p.queries = 2, p.heads = 8, p.keys = 128, p.top_k = 100, p.name = "page beyond 4 GiB";
+  p = make_problem(p, 36);
+  const Result expected = run(p);
+  const std::int64_t stride = (std::int64_t{9} << 29) + 64;
+  unsigned char* cache = nullptr;
+  if (cudaMalloc(&cache, stride + 64 * p.row_bytes()) != cudaSuccess) {
+    cudaGetLastError();
+    return std::printf("not run: %s, too little memory\n", p.name.c_str()), void();
+  }
+  for (int page = 0; page < 2; ++page) {
+    require_cuda(cudaMemcpy(cache + page * stride, &p.rows[page * 64 * p.row_bytes()],
+                            64 * p.row_bytes(), cudaMemcpyHostToDevice),
+                 p.name);
+  }
+  const DeviceArray<std::int32_t> indices(p.indices);
+  const DeviceArray<std::uint16_t> q(p.q), out(p.queries * p.heads * kLatentDim);
+  const DeviceArray<float> lse(p.queries * p.heads);
+  require_cuda(sparse_mla_wgmma({.num_queries = 2,
+                                 .num_heads = 8,
+                                 .softmax_scale = p.softmax_scale,
+                                 .kv = {.data = cache,
+                                        .row_stride = p.row_bytes(),
+                                        .page_stride = stride,
+                                        .page_shift = 6,
+                                        .num_keys = 128},
+                                 .num_groups = 2,
+                                 .entries = indices.data(),
+                                 .entry_stride = p.top_k,
+                                 .q = q.data(),
+                                 .out = out.data(),
+                                 .lse = lse.data()},
+                                nullptr),
+               p.name);
+  finish_device(p.name);
+  expect(same({out.copy(), lse.copy()}, expected), p.name + ": other bits");
+  cudaFree(cache);
+}
+
+}  // namespace
+}  // namespace indexcache::testing
+
+// With the argument "small" only what covers every path on tiny shapes: for compute-sanitizer.
+int main(int argc, char**) {
+  using namespace indexcache::testing;
+  if (!find_device()) return kNoDevice;
+  test_simple_weights();
+  test_empty();
+  if (argc == 1) {
+    test_accuracy();
+    test_far_apart();
+    test_chunks_and_places();
+    test_relaunches();
+    test_far_page();
+  }
+  test_non_finite();
+  return device_result("sparse_mla");
+}
