@@ -23,9 +23,9 @@
 // the key's scale.
 #include <cuda_runtime.h>
 
-#include "indexcache/kernels/async_copy.cuh"
+#include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/ranked_select.cuh"
-#include "indexcache/kernels/wgmma.cuh"
+#include "indexcache/kernels/wgmma_64x128.cuh"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
 namespace indexcache {
@@ -49,7 +49,7 @@ struct E4m3 {
   static constexpr bool kHasInfinity = false;
   static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
                                                   std::uint64_t b, int accumulate) {
-    wgmma_e4m3(d, a, b, accumulate);
+    wgmma_64x128_e4m3(d, a, b, accumulate);
   }
 };
 
@@ -58,7 +58,7 @@ struct Bf16 {
   static constexpr bool kHasInfinity = true;
   static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
                                                   std::uint64_t b, int accumulate) {
-    wgmma_bf16(d, a, b, accumulate);
+    wgmma_64x128_bf16(d, a, b, accumulate);
   }
 };
 
@@ -94,6 +94,10 @@ struct GroupState {
   SelectScratch select[kWarps];
 };
 
+__device__ __forceinline__ std::uint32_t shared_address(const void* shared) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+}
+
 __device__ __forceinline__ float relu(float x) {
   float result;
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
@@ -105,7 +109,7 @@ __device__ __forceinline__ int append(int* count, bool wanted) {
   asm volatile(
       "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted atom.shared.add.s32 %0, [%1], 1;\n}\n"
       : "+r"(place)
-      : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(count))),
+      : "r"(shared_address(count)),
         "r"(static_cast<int>(wanted))
       : "memory");
   return place;
@@ -208,14 +212,14 @@ struct GroupScan {
   __device__ __forceinline__ void copy_keys(int tile, const Key& key) const {
     constexpr int kLanesPerRow = kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
     const int lane = threadIdx.x % 32, unit = lane % kLanesPerRow;
-    std::uint8_t* to = stage(tile);
+    const std::uint32_t to = shared_address(stage(tile));
 #pragma unroll
     for (int i = 0; i < kWarpKeys / kRowsPerCopy; ++i) {
       const int row = i * kRowsPerCopy + lane / kLanesPerRow;
-      async_copy_16(to + row * kRow + (unit ^ (row & 1) << 2) * 16, key_row(key(row)) + unit * 16);
+      copy_16(to + row * kRow + (unit ^ (row & 1) << 2) * 16, key_row(key(row)) + unit * 16, true);
     }
     if (has_scales() && lane < kWarpKeys) {
-      async_copy_4(to + kWarpKeys * kRow + lane * 4, scale_of(key(lane)));
+      copy_4(to + kWarpKeys * kRow + lane * 4, scale_of(key(lane)));
     }
   }
 
@@ -227,7 +231,7 @@ struct GroupScan {
     } else if (tile * kTileKeys < walk.count) {
       copy_keys(tile, [&](int row) { return walk.key(min(first + row, walk.count - 1)); });
     }
-    async_copy_commit();
+    commit_copies();
   }
 
   __device__ __forceinline__ void load_weights(float (&weights)[kBanks * 32]) const {
@@ -377,7 +381,7 @@ struct GroupScan {
     float weights[kBanks * 32], floor[kOwn];
     load_weights(weights);
     load_floors(floor);
-    const std::uint64_t queries = wgmma_descriptor(shared);
+    const std::uint64_t queries = rows_operand(shared_address(shared));
     const int tiles = (walk.count + kTileKeys - 1) / kTileKeys;
     const int row = threadIdx.x / 32 * kWarpKeys + threadIdx.x % 32 / 4;
 #pragma unroll
@@ -388,7 +392,7 @@ struct GroupScan {
         look_at_counts();
         load_floors(floor);
       }
-      async_copy_wait<kStages - 2>();
+      wait_for_copies<kStages - 2>();
       __syncwarp();
       std::uint32_t a[kSteps][4];
       load_fragments(tile, a);
@@ -409,7 +413,7 @@ struct GroupScan {
       }
       offer(walk, tile * kTileKeys + row, score, floor);
     }
-    async_copy_wait<0>();
+    wait_for_copies<0>();
     __syncthreads();
   }
 

@@ -7,7 +7,7 @@
 #include <memory>
 #include <numeric>
 
-#include "index_topk_device.h"
+#include "support/index_topk_device.h"
 
 namespace indexcache::testing {
 namespace {
@@ -399,6 +399,8 @@ std::vector<Make> large_cases() {
 int main(int argc, char** argv) {
   using namespace indexcache::testing;
   using indexcache::IndexKeyFormat;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;  // skipped
   const bool small = argc > 1 && std::string(argv[1]) == "--small";
   const std::string part = argc > 1 + small ? argv[1 + small] : "";
   std::vector<Make> cases = small_cases();

@@ -1,37 +1,16 @@
-// Hopper's warpgroup matrix instructions, A from registers and B from shared memory.
+// wgmma with A in registers and B, 128 rows of 128 bytes, in shared memory: 64 x 128 results. sm_90a.
 //
 // Fragments, for thread t of a warpgroup (warp w = t / 32, g = t % 32 / 4, c = t % 4):
-//   D (64 x n, fp32)   d[4 j + 2 r + e] is row 16 w + g + 8 r, column 8 j + 2 c + e
-//   A (64 x 32 bytes)  a[r + 2 h] is row 16 w + g + 8 r, bytes 16 h + 4 c .. + 3
-// B is n rows of 128 bytes (K-major), swizzled: the 16-byte unit u of row i lies at unit u ^ (i % 8).
-// The instructions are asynchronous: between wgmma_commit and wgmma_wait neither D nor A may be
-// touched, which the compiler must be told with wgmma_pin.
+//   D (64 x 128, fp32)  d[4 j + 2 r + e] is row 16 w + g + 8 r, column 8 j + 2 c + e
+//   A (64 x 32 bytes)   a[r + 2 h] is row 16 w + g + 8 r, bytes 16 h + 4 c .. + 3
+//   B                   rows_operand of wgmma_bf16.cuh, whatever the element type
 #pragma once
 
 #include <cstdint>
 
+#include "indexcache/kernels/wgmma_bf16.cuh"
+
 namespace indexcache::device {
-
-__device__ __forceinline__ void wgmma_fence() {
-  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
-}
-
-__device__ __forceinline__ void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
-}
-
-// Waits until at most `pending` of the committed groups run.
-template <int pending>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
-}
-
-// Keeps the compiler from moving reads or writes of the registers across this point.
-template <int n>
-__device__ __forceinline__ void wgmma_pin(float (&d)[n]) {
-#pragma unroll
-  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
 
 // Makes what this thread wrote to shared memory visible to the matrix instructions (which read it
 // through another path); a barrier must follow.
@@ -39,16 +18,8 @@ __device__ __forceinline__ void fence_shared_for_wgmma() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// The descriptor of a B tile whose first row is at `rows`, aligned to 1024 bytes. Adding
-// bytes / 16 moves it along a row (32 bytes a k-step) or to another tile.
-__device__ __forceinline__ std::uint64_t wgmma_descriptor(const void* rows) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(rows));
-  constexpr std::uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
-  return (address & 0x3FFFF) >> 4 | std::uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
-}
-
 // D (+)= A B^T for 128 rows of B and 32 e4m3 of K.
-__device__ __forceinline__ void wgmma_e4m3(float (&d)[64], const std::uint32_t (&a)[4],
+__device__ __forceinline__ void wgmma_64x128_e4m3(float (&d)[64], const std::uint32_t (&a)[4],
                                        std::uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"
@@ -78,7 +49,7 @@ __device__ __forceinline__ void wgmma_e4m3(float (&d)[64], const std::uint32_t (
 }
 
 // D (+)= A B^T for 128 rows of B and 16 bf16 of K.
-__device__ __forceinline__ void wgmma_bf16(float (&d)[64], const std::uint32_t (&a)[4],
+__device__ __forceinline__ void wgmma_64x128_bf16(float (&d)[64], const std::uint32_t (&a)[4],
                                        std::uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"
