@@ -25,7 +25,7 @@
 
 #include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/ranked_select.cuh"
-#include "indexcache/kernels/wgmma_64x128.cuh"
+#include "indexcache/kernels/wgmma_registers.cuh"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
 namespace indexcache {
@@ -36,7 +36,6 @@ using namespace device;
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kTileKeys = 128;                            // a block's
 constexpr int kWarpKeys = 16;                             // a warp's share of a tile
-constexpr int kColumns = 128, kBankBytes = 128 * 128;     // of one bank of 128 bytes of K
 constexpr int kSortValues = 2048;                         // most indices a query returns
 constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
 constexpr int kSampleShare = 64;                          // one key of so many is sampled
@@ -47,18 +46,20 @@ static_assert(kMostSampled <= kCandidateCapacity);
 struct E4m3 {
   static constexpr int kRowBytes = 128, kStages = 4;
   static constexpr bool kHasInfinity = false;
-  static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
-                                                  std::uint64_t b, int accumulate) {
-    wgmma_64x128_e4m3(d, a, b, accumulate);
+  template <int n>
+  static __device__ __forceinline__ void multiply(float (&d)[n], const std::uint32_t (&a)[4],
+                                                  std::uint64_t b, bool accumulate) {
+    wgmma_e4m3(d, a, b, accumulate);
   }
 };
 
 struct Bf16 {
   static constexpr int kRowBytes = 256, kStages = 4;
   static constexpr bool kHasInfinity = true;
-  static __device__ __forceinline__ void multiply(float (&d)[64], const std::uint32_t (&a)[4],
-                                                  std::uint64_t b, int accumulate) {
-    wgmma_64x128_bf16(d, a, b, accumulate);
+  template <int n>
+  static __device__ __forceinline__ void multiply(float (&d)[n], const std::uint32_t (&a)[4],
+                                                  std::uint64_t b, bool accumulate) {
+    wgmma_bf16(d, a, b, accumulate);
   }
 };
 
@@ -130,12 +131,18 @@ struct MergeLists {
   int pieces;
 };
 
-// One block's work on one item. kQueries is 8 (a thread's columns are two queries, one head each) or
-// 4 (one query, two heads); kBanks banks of 128 columns hold all their heads.
-template <class Format, int kQueries, int kBanks, bool kPaged>
+// One block's work on one item: kQueries queries (8, 4, 2 or 1), their heads in kBanks banks of
+// kColumns columns. Of eight columns, those of thread c of a quad, 2 c and 2 c + 1, are
+//   8 queries  two queries, one head      4 queries  one query, two heads
+//   2 queries  one query, two of four heads; a sum over heads is of two threads
+//   1 query    two of eight heads; of four threads
+template <class Format, int kQueries, int kColumns, int kBanks, bool kPaged>
 struct GroupScan {
   static constexpr int kHeadsPerBank = kColumns / kQueries;
-  static constexpr int kOwn = kQueries / 4;  // queries of a thread
+  static constexpr int kOwn = kQueries == 8 ? 2 : 1;             // queries of a thread
+  static constexpr int kSums = kQueries < 4 ? kQueries : 4;      // of the four sums, a thread's
+  static constexpr int kBankBytes = kColumns * 128;              // for 128 bytes of K
+  static constexpr int kWeights = kBanks * kColumns / 4;         // of a thread
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kStages = Format::kStages;
   static constexpr int kStageBytes = kWarpKeys * kRow + kWarpKeys * 4;  // keys, then their scales
@@ -151,12 +158,17 @@ struct GroupScan {
   MergeLists merge;
   Item item;
 
-  // Column 2 c + e of eight columns j belongs to this query and head of the bank.
+  // Column 2 c + e of eight columns j belongs to this query and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
-    return kQueries == 8 ? 2 * c + e : c;
+    return kQueries == 8 ? 2 * c + e : kQueries == 4 ? c : kQueries == 2 ? c % 2 : 0;
   }
-  static __device__ __forceinline__ int column_head(int bank, int j, int e) {
-    return bank * kHeadsPerBank + (kQueries == 8 ? j : 2 * j + e);
+  static __device__ __forceinline__ int column_head(int bank, int j, int c, int e) {
+    const int within = kQueries == 8 ? 0 : kQueries == 4 ? e : kQueries == 2 ? c / 2 * 2 + e : 2 * c + e;
+    return bank * kHeadsPerBank + j * (8 / kQueries) + within;
+  }
+  // Which of the thread's sums the heads of eight columns j go to: sum (head / 2) % 4 of the four.
+  static __device__ __forceinline__ int sum_of(int j) {
+    return kQueries == 8 ? j / 2 % 4 : j % kSums;
   }
 
   // Queries into shared memory as the product's B. A thread reads a key in units of 16 bytes and feeds
@@ -168,7 +180,7 @@ struct GroupScan {
     for (int i = threadIdx.x; i < kBanks * kColumns * kUnits; i += kThreads) {
       const int unit = i % kUnits, column = i / kUnits % kColumns, bank = i / kUnits / kColumns;
       const int query = column_query(column % 8 / 2, column % 2);
-      const int head = column_head(bank, column / 8, column % 2);
+      const int head = column_head(bank, column / 8, column % 8 / 2, column % 2);
       uint4 words = {0, 0, 0, 0};
       if (query < item.queries && head < p.num_heads) {
         const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
@@ -234,12 +246,12 @@ struct GroupScan {
     commit_copies();
   }
 
-  __device__ __forceinline__ void load_weights(float (&weights)[kBanks * 32]) const {
+  __device__ __forceinline__ void load_weights(float (&weights)[kWeights]) const {
     const int c = threadIdx.x % 4;
 #pragma unroll
-    for (int i = 0; i < kBanks * 32; ++i) {
+    for (int i = 0; i < kWeights; ++i) {
       const int query = column_query(c, i % 2);
-      const int head = column_head(i / 32, i % 32 / 2, i % 2);
+      const int head = column_head(0, i / 2, c, i % 2);  // banks follow each other
       weights[i] = query < item.queries && head < p.num_heads
                        ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
                        : 0.0f;
@@ -263,21 +275,23 @@ struct GroupScan {
     }
   }
 
-  // Adds a bank's heads to sums[row of the two][own query][class of head].
-  __device__ __forceinline__ void reduce(int bank, const float (&d)[64],
-                                         const float (&weights)[kBanks * 32],
-                                         float (&sums)[2][kOwn][4]) const {
+  // Adds a bank's heads to sums[row of the two][own query][].
+  __device__ __forceinline__ void reduce(int bank, const float (&d)[kColumns / 2],
+                                         const float (&weights)[kWeights],
+                                         float (&sums)[2][kOwn][kSums]) const {
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
+    for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int head = column_head(bank, j, e), own = kQueries == 8 ? e : 0;
+        const int own = kQueries == 8 ? e : 0;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float x = d[4 * j + 2 * r + e];
-          if (Format::kHasInfinity && head >= p.num_heads) x = 0;  // 0 * inf is no 0
-          float& sum = sums[r][own][head / 2 % 4];
-          sum = fmaf(relu(x), weights[bank * 32 + 2 * j + e], sum);
+          if (Format::kHasInfinity && column_head(bank, j, threadIdx.x % 4, e) >= p.num_heads) {
+            x = 0;  // 0 * inf is no 0
+          }
+          float& sum = sums[r][own][sum_of(j)];
+          sum = fmaf(relu(x), weights[bank * (kColumns / 4) + 2 * j + e], sum);
         }
       }
     }
@@ -286,9 +300,9 @@ struct GroupScan {
   // A tile's products, with bank after bank reduced while the next is computed.
   __device__ __forceinline__ void score_tile(std::uint64_t queries,
                                              const std::uint32_t (&a)[kSteps][4],
-                                             const float (&weights)[kBanks * 32],
-                                             float (&sums)[2][kOwn][4]) const {
-    float d[kBanks][64];
+                                             const float (&weights)[kWeights],
+                                             float (&sums)[2][kOwn][kSums]) const {
+    float d[kBanks][kColumns / 2];
     wgmma_fence();
 #pragma unroll
     for (int bank = 0; bank < kBanks; ++bank) {
@@ -308,9 +322,25 @@ struct GroupScan {
       }
       wgmma_pin(d[bank]);
       reduce(bank, d[bank], weights, sums);
-      // The next wait must not move up: the assembler keeps it below a convergence point.
-      if (bank + 1 < kBanks) __syncwarp();
     }
+  }
+
+  // The four sums together, whose threads are those of a quad with the same query.
+  static __device__ __forceinline__ float total(const float (&s)[kSums]) {
+    if constexpr (kSums == 4) {
+      return (s[0] + s[1]) + (s[2] + s[3]);
+    } else if constexpr (kSums == 2) {
+      return (s[0] + __shfl_xor_sync(kAllLanes, s[0], 2)) +
+             (s[1] + __shfl_xor_sync(kAllLanes, s[1], 2));
+    } else {
+      const float pair = s[0] + __shfl_xor_sync(kAllLanes, s[0], 1);
+      return pair + __shfl_xor_sync(kAllLanes, pair, 2);
+    }
+  }
+  // Which thread of those offers a row's score.
+  static __device__ __forceinline__ bool offers(int r) {
+    const int c = threadIdx.x % 4;
+    return kQueries >= 4 || (kQueries == 2 ? c / 2 == r : c == r);
   }
 
   // Appends what reaches the thresholds. place is the thread's first key's place in the walk.
@@ -323,7 +353,10 @@ struct GroupScan {
     if (!any) return;
     int index[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) index[r] = place + 8 * r < walk.count ? walk.key(place + 8 * r) : -1;
+    for (int r = 0; r < 2; ++r) {
+      const bool real = offers(r) && place + 8 * r < walk.count;
+      index[r] = real ? walk.key(place + 8 * r) : -1;
+    }
     RankedKey key[2 * kOwn];
     bool wanted[2 * kOwn];
     int slot[2 * kOwn];
@@ -378,7 +411,7 @@ struct GroupScan {
 
   // Scores the keys of the walk and appends candidates.
   __device__ __forceinline__ void scan(const KeyWalk walk) const {
-    float weights[kBanks * 32], floor[kOwn];
+    float weights[kWeights], floor[kOwn];
     load_weights(weights);
     load_floors(floor);
     const std::uint64_t queries = rows_operand(shared_address(shared));
@@ -403,13 +436,12 @@ struct GroupScan {
         scale[1] = scales[threadIdx.x % 32 / 4 + 8];
       }
       fetch(walk, tile + kStages - 1);
-      float sums[2][kOwn][4] = {};
+      float sums[2][kOwn][kSums] = {};
       score_tile(queries, a, weights, sums);
       float score[2][kOwn];
 #pragma unroll
       for (int i = 0; i < 2 * kOwn; ++i) {
-        const float(&s)[4] = sums[i % 2][i / 2];
-        score[i % 2][i / 2] = ((s[0] + s[1]) + (s[2] + s[3])) * scale[i % 2];
+        score[i % 2][i / 2] = total(sums[i % 2][i / 2]) * scale[i % 2];
       }
       offer(walk, tile * kTileKeys + row, score, floor);
     }
@@ -591,7 +623,7 @@ struct GroupScan {
   }
 };
 
-template <class Format, int kQueries, int kBanks, bool kPaged>
+template <class Format, int kQueries, int kColumns, int kBanks, bool kPaged>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_groups(const __grid_constant__ IndexTopkCudaParams p,
                 const __grid_constant__ IndexTopkPlan plan) {
@@ -608,7 +640,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
     const Item item{group, i % plan.pieces, first,
                     min(plan.queries_per_group, p.num_queries - first)};
-    GroupScan<Format, kQueries, kBanks, kPaged>{p, state, shared, lists, merge, item}.run();
+    GroupScan<Format, kQueries, kColumns, kBanks, kPaged>{p, state, shared, lists, merge, item}.run();
   }
 }
 
@@ -617,10 +649,10 @@ void check(cudaError_t result, const char* what) {
   index_topk_refused(what, cudaGetErrorString(result));
 }
 
-template <class Format, int kQueries, int kBanks, bool kPaged>
+template <class Format, int kQueries, int kColumns, int kBanks, bool kPaged>
 void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  constexpr int kBytes = GroupScan<Format, kQueries, kBanks, kPaged>::kSharedBytes;
-  const auto kernel = scan_groups<Format, kQueries, kBanks, kPaged>;
+  constexpr int kBytes = GroupScan<Format, kQueries, kColumns, kBanks, kPaged>::kSharedBytes;
+  const auto kernel = scan_groups<Format, kQueries, kColumns, kBanks, kPaged>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "shared memory");
   if (plan.counter_bytes > 0) {
@@ -633,12 +665,21 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
 
 template <bool kPaged>
 void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  if (plan.columns_per_group == 4) {
-    return p.num_heads <= 32 ? launch<E4m3, 4, 1, kPaged>(p, plan, stream)
-                             : launch<E4m3, 4, 2, kPaged>(p, plan, stream);
+  const bool few_heads = p.num_heads <= 32;
+  switch (plan.columns_per_group) {
+    case 1:
+      return few_heads ? launch<E4m3, 1, 32, 1, kPaged>(p, plan, stream)
+                       : launch<E4m3, 1, 64, 1, kPaged>(p, plan, stream);
+    case 2:
+      return few_heads ? launch<E4m3, 2, 64, 1, kPaged>(p, plan, stream)
+                       : launch<E4m3, 2, 128, 1, kPaged>(p, plan, stream);
+    case 4:
+      return few_heads ? launch<E4m3, 4, 128, 1, kPaged>(p, plan, stream)
+                       : launch<E4m3, 4, 128, 2, kPaged>(p, plan, stream);
+    default:
+      return p.num_heads <= 16 ? launch<E4m3, 8, 128, 1, kPaged>(p, plan, stream)
+                               : launch<E4m3, 8, 128, 2, kPaged>(p, plan, stream);
   }
-  return p.num_heads <= 16 ? launch<E4m3, 8, 1, kPaged>(p, plan, stream)
-                           : launch<E4m3, 8, 2, kPaged>(p, plan, stream);
 }
 
 }  // namespace
@@ -650,8 +691,8 @@ void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cu
     return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
                                     : launch_e4m3<false>(p, plan, stream);
   }
-  return p.num_heads <= 32 ? launch<Bf16, 4, 1, false>(p, plan, stream)
-                           : launch<Bf16, 4, 2, false>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Bf16, 4, 128, 1, false>(p, plan, stream)
+                           : launch<Bf16, 4, 128, 2, false>(p, plan, stream);
 }
 
 }  // namespace indexcache

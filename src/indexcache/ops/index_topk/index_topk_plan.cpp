@@ -40,11 +40,19 @@ void validate(const IndexTopkCudaParams& p) {
           p.key_stride);
 }
 
-// Eight queries share a scan of the keys where their heads fit two matrix tiles of 128 columns.
+// Eight queries share a scan of the keys where their heads fit two matrix tiles of 128 columns; few
+// tokens take fewer columns.
 std::int32_t columns_per_group(const IndexTopkCudaParams& p) {
-  const bool eight =
-      p.format == IndexKeyFormat::kE4M3 && p.num_heads <= 32 && p.tokens_per_request == 0;
-  return eight ? 8 : 4;
+  if (p.format == IndexKeyFormat::kBFloat16) return 4;
+  switch (p.tokens_per_request) {
+    case 0:
+      return p.num_heads <= 32 ? 8 : 4;
+    case 1:
+    case 2:
+      return p.tokens_per_request;
+    default:
+      return 4;
+  }
 }
 
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
