@@ -106,7 +106,13 @@ struct Problem {
   std::vector<std::uint8_t> bytes_of(const std::vector<float>& values) const {
     std::vector<std::uint8_t> bytes;
     if (format == IndexKeyFormat::kE4M3) {
-      for (const float value : values) bytes.push_back(to_e4m3(value));
+      bytes.resize(values.size());
+      in_threads(64, [&](std::int64_t part) {
+        const std::size_t step = values.size() / 64 + 1;
+        for (std::size_t i = part * step; i < std::min(values.size(), (part + 1) * step); ++i) {
+          bytes[i] = to_e4m3(values[i]);
+        }
+      });
       return bytes;
     }
     bytes.resize(values.size() * 2);

@@ -28,7 +28,6 @@ struct SelectScratch {
   unsigned counts[256];
   RankedKey low, high;
   unsigned bin, above, inside;
-  unsigned taken;
 };
 
 // visit(key) for every key of the list, several loads in flight. All threads of a warp call visit
@@ -154,40 +153,59 @@ __device__ __forceinline__ int compact(RankedKey* list, int size, RankedKey thre
   return kept;
 }
 
-// The indices of the keys that reach the threshold into `out` (shared memory), in no order.
-template <class Team>
-__device__ void take_indices(const Team& team, const RankedKey* list, int size,
-                             RankedKey threshold, unsigned* out, SelectScratch& scratch) {
-  if (team.rank == 0) scratch.taken = 0;
-  team.sync();
-  const unsigned lane = threadIdx.x % 32;
-  for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-    const bool take = valid && key >= threshold;
-    const unsigned takers = __ballot_sync(kAllLanes, take);
-    if (takers == 0) return;
-    unsigned first = 0;
-    if (lane == 0) first = atomicAdd(&scratch.taken, static_cast<unsigned>(__popc(takers)));
-    first = __shfl_sync(kAllLanes, first, 0);
-    if (take) out[first + __popc(takers & ((1u << lane) - 1))] = static_cast<unsigned>(key_index(key));
-  });
-  team.sync();
+// The block: the sum of `own` over the threads before this one; `all` gets that over all of them.
+template <int threads>
+__device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
+                                               SelectScratch& scratch) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  unsigned through = own;
+#pragma unroll
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const unsigned before = __shfl_up_sync(kAllLanes, through, step);
+    if (lane >= step) through += before;
+  }
+  if (lane == 31) scratch.counts[warp] = through;
+  __syncthreads();
+  unsigned result = through - own;
+  all = 0;
+#pragma unroll
+  for (unsigned i = 0; i < threads / 32; ++i) {
+    if (i < warp) result += scratch.counts[i];
+    all += scratch.counts[i];
+  }
+  __syncthreads();
+  return result;
 }
 
-// Sorts `size` values, a power of two, in shared memory, ascending (bitonic).
-template <class Team>
-__device__ void sort_ascending(const Team& team, unsigned* values, int size) {
-  for (int run = 2; run <= size; run *= 2) {
-    for (int step = run / 2; step > 0; step /= 2) {
-#pragma unroll 4
-      for (int i = team.rank; i < size / 2; i += Team::size) {
-        const int low = 2 * i - (i & (step - 1)), high = low + step;
-        const unsigned a = values[low], b = values[high];
-        const bool ascending = (low & run) == 0;
-        values[low] = ascending ? min(a, b) : max(a, b);
-        values[high] = ascending ? max(a, b) : min(a, b);
+// The block: the indices, minus `first`, of the keys that reach the threshold, ascending, to `out`.
+// All are in [first, first + range). Sets a bit for each in `bits`, `words` words of shared memory,
+// as often as it takes to cover the range.
+template <int threads>
+__device__ void write_ascending(const RankedKey* list, int size, RankedKey threshold, int first,
+                                int range, std::int32_t* out, unsigned* bits, int words,
+                                SelectScratch& scratch) {
+  const BlockTeam<threads> team;
+  for (int base = 0; base < range; base += 32 * words) {
+    const int used = min(words, (range - base + 31) / 32);
+    for (int i = team.rank; i < used; i += threads) bits[i] = 0;
+    __syncthreads();
+    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
+      const auto bit = static_cast<unsigned>(key_index(key) - first - base);
+      if (valid && key >= threshold && bit < 32u * used) atomicOr(&bits[bit / 32], 1u << bit % 32);
+    });
+    __syncthreads();
+    const int chunk = (used + threads - 1) / threads | 1;  // odd: threads meet no bank twice
+    const int from = min(team.rank * chunk, used), to = min(from + chunk, used);
+    unsigned own = 0, all = 0;
+    for (int i = from; i < to; ++i) own += __popc(bits[i]);
+    std::int32_t* place = out + sum_before<threads>(own, all, scratch);
+    for (int i = from; i < to; ++i) {
+      for (unsigned rest = bits[i]; rest != 0; rest &= rest - 1) {
+        *place++ = base + 32 * i + __ffs(static_cast<int>(rest)) - 1;
       }
-      team.sync();
     }
+    out += all;
+    __syncthreads();
   }
 }
 

@@ -149,7 +149,7 @@ void check_scores(const Problem& p, const std::vector<float>& scores, Outcome& o
   const int stride = std::max(1, p.queries / 12);
   std::vector<double> worst(p.queries, 0);
   std::vector<std::string> wrong(p.queries);
-  const int key_stride = std::max(1, p.keys / 3000);
+  const int key_stride = std::max(1, p.keys / 2000);
   in_threads((p.queries + stride - 1) / stride, [&](std::int64_t row) {
     const int t = static_cast<int>(row) * stride;
     const IndexTopkCudaParams host = p.host(t);

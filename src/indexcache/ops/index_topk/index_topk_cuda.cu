@@ -10,8 +10,8 @@
 // that about 2.2 k of its keys will reach. The scan then appends the keys that reach it to a list.
 // If fewer than k did, the group is scanned again without threshold; where a list fills up, it is
 // cut to its best k, whose least becomes the threshold. So the result is exact whatever the keys
-// are; the sample decides the time only. At last a warp a query selects the best k of the list and
-// sorts their indices.
+// are; the sample decides the time only. At last a warp a query selects the best k of the list, and
+// the block writes their indices in ascending order, by way of a bit for each key of the range.
 //
 // Few groups (decode): the range of each is cut in pieces, a block each. Every block draws the same
 // sample of the whole range, hence the same thresholds, scans its piece, and adds the best k of its
@@ -34,9 +34,8 @@ namespace {
 using namespace device;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kTileKeys = 128;                            // a block's
 constexpr int kWarpKeys = 16;                             // a warp's share of a tile
-constexpr int kSortValues = 2048;                         // most indices a query returns
+constexpr int kTileKeys = kWarps * kWarpKeys;
 constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
 constexpr int kSampleShare = 64;                          // one key of so many is sampled
 constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
@@ -147,13 +146,11 @@ struct GroupScan {
   static constexpr int kStages = Format::kStages;
   static constexpr int kStageBytes = kWarpKeys * kRow + kWarpKeys * 4;  // keys, then their scales
   static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
-  static constexpr int kScanBytes = kQueryBytes + kWarps * kStages * kStageBytes;
-  static constexpr int kSortBytes = kQueries * kSortValues * 4;
-  static constexpr int kSharedBytes = kScanBytes > kSortBytes ? kScanBytes : kSortBytes;
+  static constexpr int kSharedBytes = kQueryBytes + kWarps * kStages * kStageBytes;
 
   const IndexTopkCudaParams& p;
   GroupState& state;
-  std::uint8_t* shared;  // queries, then the warps' rings; at last the indices to sort
+  std::uint8_t* shared;  // queries, then the warps' rings; at last the bits of the indices
   RankedKey* lists;      // [kQueries][kCandidateCapacity]
   MergeLists merge;
   Item item;
@@ -453,45 +450,69 @@ struct GroupScan {
     return max(0, state.end[query] - state.start[query]);
   }
 
-  // A warp, after the sample: the threshold that some more than k keys of the query will reach. The
-  // number sampled among the best k is about mean, with deviation sqrt(mean) at most.
-  __device__ __forceinline__ void choose_threshold(int query) const {
+  // After the sample: the threshold that some more than k keys of the query will reach. The number
+  // sampled among the best k is about mean, with deviation sqrt(mean) at most.
+  template <class Team>
+  __device__ __forceinline__ void choose_threshold(const Team& team, int query,
+                                                   SelectScratch& scratch) const {
     const int sampled = state.count[query], keys = range(query);
     RankedKey threshold = kEveryKey;
     if (keys > kCandidateLimit) {
       const float mean = static_cast<float>(p.top_k) * sampled / keys;
       const int wanted = static_cast<int>(mean + 6 * sqrtf(mean)) + 4;
       if (wanted < sampled) {
-        threshold = select_threshold(WarpTeam{}, lists + query * kCandidateCapacity, sampled,
-                                     wanted, state.select[query]);
+        threshold = select_threshold(team, lists + query * kCandidateCapacity, sampled, wanted, scratch);
       }
     }
-    if (threadIdx.x % 32 == 0) {
+    team.sync();
+    if (team.rank == 0) {
       state.threshold[query] = threshold;
       state.count[query] = 0;
     }
   }
+  __device__ __forceinline__ void choose_thresholds() const {
+    if (kQueries <= 2) {  // the whole block for each: sooner done
+      for (int query = 0; query < item.queries; ++query) {
+        choose_threshold(BlockTeam<kThreads>{}, query, state.select[0]);
+      }
+    } else if (threadIdx.x / 32 < item.queries) {
+      choose_threshold(WarpTeam{}, threadIdx.x / 32, state.select[threadIdx.x / 32]);
+    }
+    __syncthreads();
+  }
 
-  // Writes the query's row of the result, from a list that holds its best.
-  template <class Team>
-  __device__ __forceinline__ void finish(const Team& team, int query, const RankedKey* list,
-                                         int size, unsigned* indices,
-                                         SelectScratch& scratch) const {
-    const int taken = min(p.top_k, range(query));
+  // The block: writes the query's row of the result, the keys of the list that reach the threshold.
+  __device__ __forceinline__ void write_row(int query, const RankedKey* list, int size,
+                                            RankedKey threshold) const {
     std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
-    int padded = 1;
-    while (padded < taken) padded *= 2;
-    if (taken > 0) {
-      const RankedKey threshold = select_threshold(team, list, size, taken, scratch);
-      take_indices(team, list, size, threshold, indices, scratch);
-      for (int i = taken + team.rank; i < padded; i += Team::size) indices[i] = 0xFFFFFFFFu;
-      team.sync();
-      sort_ascending(team, indices, padded);
+    write_ascending<kThreads>(list, size, threshold, state.start[query], range(query), out,
+                              reinterpret_cast<unsigned*>(shared), kSharedBytes / 4,
+                              state.select[0]);
+    for (int i = min(p.top_k, range(query)) + threadIdx.x; i < p.top_k; i += kThreads) out[i] = -1;
+  }
+
+  // What the best `taken` of a list reach.
+  template <class Team>
+  __device__ __forceinline__ RankedKey reached_by(const Team& team, const RankedKey* list, int size,
+                                                  int taken, SelectScratch& scratch) const {
+    return size > taken ? select_threshold(team, list, size, taken, scratch) : kEveryKey;
+  }
+
+  // Writes the rows of all queries that are not written, from their lists.
+  __device__ __forceinline__ void finish() const {
+    const int warp = threadIdx.x / 32;
+    if (warp < item.queries && !state.written[warp]) {
+      const RankedKey threshold =
+          reached_by(WarpTeam{}, lists + warp * kCandidateCapacity, state.count[warp],
+                     min(p.top_k, range(warp)), state.select[warp]);
+      if (threadIdx.x % 32 == 0) state.threshold[warp] = threshold;
     }
-    for (int i = team.rank; i < p.top_k; i += Team::size) {
-      out[i] = i < taken ? static_cast<int>(indices[i]) - state.start[query] : -1;
+    __syncthreads();
+    for (int query = 0; query < item.queries; ++query) {
+      if (state.written[query]) continue;
+      write_row(query, lists + query * kCandidateCapacity, state.count[query],
+                state.threshold[query]);
     }
-    team.sync();
   }
 
   // Reads the ranges; the keys that hold them all.
@@ -544,8 +565,7 @@ struct GroupScan {
     const RankedKey* list = lists + query * kCandidateCapacity;
     const int size = state.count[query], lane = threadIdx.x % 32;
     SelectScratch& scratch = state.select[query];
-    const RankedKey threshold =
-        size > p.top_k ? select_threshold(WarpTeam{}, list, size, p.top_k, scratch) : kEveryKey;
+    const RankedKey threshold = reached_by(WarpTeam{}, list, size, p.top_k, scratch);
     const std::int64_t row = item.first_query + query;
     int at = 0;
     if (lane == 0) at = atomicAdd(&merge.counts[row], min(size, p.top_k));
@@ -577,8 +597,10 @@ struct GroupScan {
       const int size = *static_cast<volatile int*>(&merge.counts[row]);
       const bool complete = size >= min(p.top_k, range(query));
       if (complete) {
-        finish(BlockTeam<kThreads>{}, query, merge.keys + row * merge.pieces * p.top_k, size,
-               reinterpret_cast<unsigned*>(shared), state.select[0]);
+        const RankedKey* list = merge.keys + row * merge.pieces * p.top_k;
+        write_row(query, list, size,
+                  reached_by(BlockTeam<kThreads>{}, list, size, min(p.top_k, range(query)),
+                             state.select[0]));
       }
       if (threadIdx.x == 0) {
         state.settled[query] = state.written[query] = complete;
@@ -588,14 +610,13 @@ struct GroupScan {
       again |= !complete;
     }
     __syncthreads();
-    if (again) stage_queries();  // the sort stood in their place
+    if (again) stage_queries();  // the result's bits stood in their place
     __syncthreads();
     return again;
   }
 
   __device__ __forceinline__ void run() const {
     const KeyWalk keys = open_group();
-    const int warp = threadIdx.x / 32;
     const bool split = merge.pieces > 1;
     if (keys.count == 0 && item.piece > 0) return;
     stage_queries();
@@ -607,19 +628,15 @@ struct GroupScan {
       if (round == 1 && split) walk = piece_of(keys);
       scan(walk);
       if (round == 0) {
-        if (warp < kQueries) choose_threshold(warp);
-        __syncthreads();
+        choose_thresholds();
       } else if (round == 1 && split) {
         if (!merge_pieces()) return;
       } else if (settle()) {
         break;
       }
     }
-    if (warp < item.queries && !state.written[warp]) {
-      finish(WarpTeam{}, warp, lists + warp * kCandidateCapacity, state.count[warp],
-             reinterpret_cast<unsigned*>(shared) + warp * kSortValues, state.select[warp]);
-    }
-    __syncthreads();
+    finish();
+    __syncthreads();  // the next item changes the state
   }
 };
 

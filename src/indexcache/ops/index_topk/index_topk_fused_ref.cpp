@@ -1,4 +1,5 @@
 // The definition of the scores for the formats of the fused kernels: scalar loops in double.
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -10,10 +11,15 @@ namespace {
 
 constexpr int kDim = 128;
 
+std::array<double, 256> e4m3_values() {
+  std::array<double, 256> values;
+  for (int bits = 0; bits < 256; ++bits) values[bits] = e4m3_value(static_cast<std::uint8_t>(bits));
+  return values;
+}
+
 double element(const IndexTopkCudaParams& p, const void* row, int d) {
-  if (p.format == IndexKeyFormat::kE4M3) {
-    return e4m3_value(static_cast<const std::uint8_t*>(row)[d]);
-  }
+  static const std::array<double, 256> e4m3 = e4m3_values();
+  if (p.format == IndexKeyFormat::kE4M3) return e4m3[static_cast<const std::uint8_t*>(row)[d]];
   const std::uint32_t bits = static_cast<const std::uint16_t*>(row)[d];
   return std::bit_cast<float>(bits << 16);
 }
