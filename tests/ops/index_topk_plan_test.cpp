@@ -87,16 +87,16 @@ TEST(IndexTopkPlan, NoQueriesNeedNothing) {
 
 TEST(IndexTopkPlan, RefusesWhatTheKernelsCannotServe) {
   EXPECT_EQ(refusal(prefill(8, 64, 100)), "");
-  EXPECT_EQ(refusal(prefill(8, 65, 100)),
-            "index_topk on CUDA: heads: expected 1 to 64, found 65");
+  EXPECT_EQ(refusal(prefill(8, 65, 100)), "index_topk on CUDA: heads: expected 1 to 64, found 65");
   EXPECT_NE(refusal(prefill(8, 0, 100)), "");
   IndexTopkCudaParams p = prefill(8, 32, 100);
   p.top_k = 2049;
   EXPECT_EQ(refusal(p), "index_topk on CUDA: k: expected 1 to 2048, found 2049");
   p = prefill(8, 32, 100);
   p.key_stride = 136;
-  EXPECT_EQ(refusal(p),
-            "index_topk on CUDA: key stride: expected a multiple of 16 bytes, at least 128, found 136");
+  EXPECT_EQ(
+      refusal(p),
+      "index_topk on CUDA: key stride: expected a multiple of 16 bytes, at least 128, found 136");
   p.format = IndexKeyFormat::kBFloat16;
   p.key_stride = 128;
   EXPECT_NE(refusal(p), "");
@@ -140,10 +140,10 @@ TEST(E4m3Value, KnowsTheFormat) {
 TEST(IndexScoreRef, FollowsTheDefinition) {
   constexpr std::uint8_t kOne = 0x38, kMinusTwo = 0xC0, kHalf = 0x30;
   std::vector<std::uint8_t> q(2 * 128, 0), keys(2 * 128, 0);
-  q[0] = kOne, q[1] = kMinusTwo;      // head 0
-  q[128] = kHalf;                     // head 1
-  keys[0] = kOne, keys[1] = kHalf;    // key 0: dots 0 and 1/2
-  keys[128] = kOne;                   // key 1: dots 1 and 1/2
+  q[0] = kOne, q[1] = kMinusTwo;    // head 0
+  q[128] = kHalf;                   // head 1
+  keys[0] = kOne, keys[1] = kHalf;  // key 0: dots 0 and 1/2
+  keys[128] = kOne;                 // key 1: dots 1 and 1/2
   const std::vector<float> weights = {3, -2}, scale = {4, 0.5f};
   IndexTopkCudaParams p = prefill(1, 2, 2);
   p.q = q.data();

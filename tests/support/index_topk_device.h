@@ -5,10 +5,10 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <random>
@@ -35,7 +35,8 @@ class DeviceBytes {
   }
   template <typename T>
   explicit DeviceBytes(const std::vector<T>& values) : DeviceBytes(values.size() * sizeof(T)) {
-    if (size_ > 0) cuda_ok(cudaMemcpy(data(), values.data(), size_, cudaMemcpyHostToDevice), "copy in");
+    if (size_ > 0)
+      cuda_ok(cudaMemcpy(data(), values.data(), size_, cudaMemcpyHostToDevice), "copy in");
   }
   ~DeviceBytes() { cudaFree(base_); }
   DeviceBytes(const DeviceBytes&) = delete;
@@ -46,7 +47,8 @@ class DeviceBytes {
   template <typename T>
   std::vector<T> copy() const {
     std::vector<T> values(size_ / sizeof(T));
-    if (size_ > 0) cuda_ok(cudaMemcpy(values.data(), data(), size_, cudaMemcpyDeviceToHost), "copy out");
+    if (size_ > 0)
+      cuda_ok(cudaMemcpy(values.data(), data(), size_, cudaMemcpyDeviceToHost), "copy out");
     return values;
   }
   bool intact() const {
@@ -96,7 +98,9 @@ struct Problem {
   std::int64_t page_stride = 64 * 132;
 
   int requests() const { return tokens > 0 ? queries / tokens : 1; }
-  int request_of(std::int64_t query) const { return tokens > 0 ? static_cast<int>(query / tokens) : 0; }
+  int request_of(std::int64_t query) const {
+    return tokens > 0 ? static_cast<int>(query / tokens) : 0;
+  }
 
   std::vector<std::uint8_t> q_bytes, k_bytes;
   void encode() {
@@ -154,7 +158,8 @@ struct Problem {
 class Pages {
  public:
   explicit Pages(const Problem& p)
-      : per_request_((p.keys + 63) / 64), count_(per_request_ * p.requests() + 3),
+      : per_request_((p.keys + 63) / 64),
+        count_(per_request_ * p.requests() + 3),
         pool_(static_cast<std::size_t>(count_) * p.page_stride) {
     cuda_ok(cudaMemset(pool_.data(), 0xFF, pool_.size()), "cudaMemset");
     std::vector<std::int32_t> places(count_);

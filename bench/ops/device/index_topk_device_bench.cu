@@ -27,18 +27,24 @@ enum class Content { kRandom, kAscending, kConstant, kZeroPlateau, kClustered };
 
 __device__ float length_of(Content content, long row, long rows) {
   switch (content) {
-    case Content::kAscending: return 0.2f + 1.6f * static_cast<float>(row) / rows;
-    case Content::kZeroPlateau: return row % 200 == 0 ? 1.0f : 0.0f;
-    case Content::kClustered: return row / 1500 % 16 == 5 ? 1.5f : 0.5f;
-    default: return 1.0f;
+    case Content::kAscending:
+      return 0.2f + 1.6f * static_cast<float>(row) / rows;
+    case Content::kZeroPlateau:
+      return row % 200 == 0 ? 1.0f : 0.0f;
+    case Content::kClustered:
+      return row / 1500 % 16 == 5 ? 1.5f : 0.5f;
+    default:
+      return 1.0f;
   }
 }
 
-__global__ void fill(std::uint8_t* out, long rows, IndexKeyFormat format, Content content, unsigned seed) {
+__global__ void fill(std::uint8_t* out, long rows, IndexKeyFormat format, Content content,
+                     unsigned seed) {
   for (long i = blockIdx.x * 256L + threadIdx.x; i < rows * 128; i += gridDim.x * 256L) {
     const long at = content == Content::kConstant ? i % 128 : i;
     float sum = 0;
-    for (int j = 0; j < 4; ++j) sum += mix(static_cast<unsigned>(at * 4 + j) ^ seed) * 0x1p-32f - 0.5f;
+    for (int j = 0; j < 4; ++j)
+      sum += mix(static_cast<unsigned>(at * 4 + j) ^ seed) * 0x1p-32f - 0.5f;
     const float value = 1.7f * sum * length_of(content, i / 128, rows);
     if (format == IndexKeyFormat::kBFloat16) {
       reinterpret_cast<unsigned short*>(out)[i] = __float_as_uint(value) >> 16;
@@ -70,8 +76,8 @@ __global__ void fill_page_scales(std::uint8_t* pages, long count) {
 }
 
 std::string describe(IndexKeyFormat format, int queries, int keys, int heads) {
-  return std::string(format == IndexKeyFormat::kE4M3 ? "fp8 " : "bf16 ") + std::to_string(queries) + " x " +
-         std::to_string(keys) + " H " + std::to_string(heads);
+  return std::string(format == IndexKeyFormat::kE4M3 ? "fp8 " : "bf16 ") + std::to_string(queries) +
+         " x " + std::to_string(keys) + " H " + std::to_string(heads);
 }
 
 int processors() {
@@ -101,7 +107,8 @@ void plan_and_bind(IndexTopkCudaParams& p, IndexTopkPlan& plan) {
 }
 
 void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int keys, int heads,
-                 Content content = Content::kRandom, const std::string& note = "", int top_k = kTopK) {
+                 Content content = Content::kRandom, const std::string& note = "",
+                 int top_k = kTopK) {
   if (!suite.takes(describe(format, queries, keys, heads) + note)) return;
   IndexTopkCudaParams p;
   IndexTopkPlan plan;
@@ -111,7 +118,8 @@ void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int key
   p.q = random_rows(long{queries} * heads, format, Content::kRandom, 1);
   p.keys = random_rows(keys, format, content, 2);
   p.key_stride = format == IndexKeyFormat::kE4M3 ? 128 : 256;
-  if (format == IndexKeyFormat::kE4M3) p.key_scale = random_floats(keys, 0.01f, plain ? 0.01f : 0.012f, 3);
+  if (format == IndexKeyFormat::kE4M3)
+    p.key_scale = random_floats(keys, 0.01f, plain ? 0.01f : 0.012f, 3);
   p.weights = random_floats(long{queries} * heads, plain ? 0.1f : -0.5f, 1.0f, 4);
   p.end = to_device(std::vector<std::int32_t>(queries, keys));
   plan_and_bind(p, plan);
@@ -121,12 +129,13 @@ void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int key
 
 // Calls over so many sets of pages that none is in L2 when its turn comes.
 void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int tokens = 1) {
-  const std::string name = "decode " + std::to_string(requests) + " x " + std::to_string(tokens) + " " +
-                           describe(IndexKeyFormat::kE4M3, requests * tokens, keys, heads);
+  const std::string name = "decode " + std::to_string(requests) + " x " + std::to_string(tokens) +
+                           " " + describe(IndexKeyFormat::kE4M3, requests * tokens, keys, heads);
   if (!suite.takes(name)) return;
   constexpr int kCalls = 24;
   const long per_request = (keys + 63) / 64, pages = per_request * requests;
-  const int sets = static_cast<int>(std::clamp<long>((400L << 20) / (pages * kPageBytes) + 1, 2, kCalls));
+  const int sets =
+      static_cast<int>(std::clamp<long>((400L << 20) / (pages * kPageBytes) + 1, 2, kCalls));
   IndexTopkCudaParams p;
   IndexTopkPlan plan;
   p.num_queries = requests * tokens, p.num_heads = heads, p.num_keys = keys, p.top_k = kTopK;
@@ -135,7 +144,8 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
   p.weights = random_floats(long{p.num_queries} * heads, -0.5f, 1.0f, 4);
   p.end = to_device(std::vector<std::int32_t>(p.num_queries, keys));
   p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, Content::kRandom, 7);
-  fill_page_scales<<<256, 256>>>(static_cast<std::uint8_t*>(const_cast<void*>(p.keys)), sets * pages);
+  fill_page_scales<<<256, 256>>>(static_cast<std::uint8_t*>(const_cast<void*>(p.keys)),
+                                 sets * pages);
   p.page_stride = kPageBytes;
   p.table_stride = static_cast<int>(per_request);
   std::vector<std::int32_t> table(sets * pages);
@@ -181,8 +191,8 @@ class Matmul {
   }
   void operator()(cudaStream_t stream) const {
     const float one = 1, zero = 0;
-    cublas_ok(cublasLtMatmul(handle_, operation_, &one, a_, in_, b_, in_, &zero, c_, result_, c_, result_,
-                             &best_.algo, workspace_, kWorkspace, stream));
+    cublas_ok(cublasLtMatmul(handle_, operation_, &one, a_, in_, b_, in_, &zero, c_, result_, c_,
+                             result_, &best_.algo, workspace_, kWorkspace, stream));
   }
   double flops() const { return 2.0 * n_ * n_ * n_; }
 

@@ -9,8 +9,8 @@ namespace indexcache::device {
 
 using RankedKey = unsigned long long;
 
-constexpr RankedKey kEveryKey = 0;    // as a threshold: all pass
-constexpr RankedKey kNoKey = ~0ull;   // as a threshold: none passes
+constexpr RankedKey kEveryKey = 0;   // as a threshold: all pass
+constexpr RankedKey kNoKey = ~0ull;  // as a threshold: none passes
 
 __device__ __forceinline__ std::uint32_t score_rank(float score) {
   if (score != score) return 0;

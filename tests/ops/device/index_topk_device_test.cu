@@ -84,11 +84,21 @@ void make_ragged(Problem& p, unsigned seed) {
     std::uniform_int_distribution<int> draw(0, p.keys);
     const int a = draw(random), b = draw(random);
     switch (t % 5) {
-      case 0: p.start[t] = std::min(a, b), p.end[t] = std::max(a, b); break;
-      case 1: p.start[t] = a, p.end[t] = a; break;
-      case 2: p.start[t] = std::min(a, p.keys - 1), p.end[t] = p.start[t] + 1; break;
-      case 3: p.start[t] = std::max(a, b), p.end[t] = std::min(a, b); break;
-      default: p.start[t] = 0, p.end[t] = p.keys; break;
+      case 0:
+        p.start[t] = std::min(a, b), p.end[t] = std::max(a, b);
+        break;
+      case 1:
+        p.start[t] = a, p.end[t] = a;
+        break;
+      case 2:
+        p.start[t] = std::min(a, p.keys - 1), p.end[t] = p.start[t] + 1;
+        break;
+      case 3:
+        p.start[t] = std::max(a, b), p.end[t] = std::min(a, b);
+        break;
+      default:
+        p.start[t] = 0, p.end[t] = p.keys;
+        break;
     }
   }
 }
@@ -141,7 +151,8 @@ struct Outcome {
 // scale of the largest, cut below 13 (e4m3) or 23 (bf16) fraction bits; each of the terms loses less
 // than a unit there, and no term exceeds the sum of magnitudes.
 double dot_bound(IndexKeyFormat format) {
-  return format == IndexKeyFormat::kE4M3 ? 4 * 33 * std::ldexp(1, -12) : 8 * 17 * std::ldexp(1, -22);
+  return format == IndexKeyFormat::kE4M3 ? 4 * 33 * std::ldexp(1, -12)
+                                         : 8 * 17 * std::ldexp(1, -22);
 }
 
 void check_scores(const Problem& p, const std::vector<float>& scores, Outcome& outcome) {
@@ -162,8 +173,8 @@ void check_scores(const Problem& p, const std::vector<float>& scores, Outcome& o
       if (p.lattice ? error != 0 : !(error <= bound * ref.magnitude)) {
         if (wrong[t].empty()) {
           char text[200];
-          std::snprintf(text, sizeof text, "score of query %d key %d: expected %.9g, found %.9g", t, s,
-                        ref.score, found);
+          std::snprintf(text, sizeof text, "score of query %d key %d: expected %.9g, found %.9g", t,
+                        s, ref.score, found);
           wrong[t] = text;
         }
       }
@@ -180,13 +191,12 @@ void check_sets(const Problem& p, const std::vector<float>& scores,
                 const std::vector<std::int32_t>& out, Outcome& outcome) {
   std::vector<std::string> wrong(p.queries);
   in_threads(p.queries, [&](std::int64_t t) {
-    const auto expected =
-        select(&scores[std::size_t(t) * p.keys], p.start[t], p.end[t], p.top_k);
+    const auto expected = select(&scores[std::size_t(t) * p.keys], p.start[t], p.end[t], p.top_k);
     for (int i = 0; i < p.top_k; ++i) {
       const std::int32_t found = out[t * p.top_k + i];
       if (found == expected[i]) continue;
-      wrong[t] = "set of query " + std::to_string(t) + " place " + std::to_string(i) + ": expected " +
-                 std::to_string(expected[i]) + ", found " + std::to_string(found);
+      wrong[t] = "set of query " + std::to_string(t) + " place " + std::to_string(i) +
+                 ": expected " + std::to_string(expected[i]) + ", found " + std::to_string(found);
       break;
     }
   });
@@ -221,7 +231,8 @@ Problem decoding(Problem p, int tokens, unsigned seed) {
   p.tokens = tokens;
   p.paged = true;
   const std::size_t own = p.k.size();
-  for (int request = 1; request < p.requests(); ++request) {  // other requests: the keys in another order
+  for (int request = 1; request < p.requests();
+       ++request) {  // other requests: the keys in another order
     for (std::size_t i = 0; i < own; i += 128) {
       const std::size_t from = (i + 128 * (request * 37 % (own / 128))) % own;
       p.k.insert(p.k.end(), p.k.begin() + from, p.k.begin() + from + 128);
@@ -292,8 +303,12 @@ std::vector<Make> decode_cases(bool small) {
   const auto f = IndexKeyFormat::kE4M3;
   std::vector<Make> cases;
   for (const int tokens : {1, 2, 3, 4}) {
-    cases.push_back([=] { return decoding(lattice(f, {tokens * 9, 32, 777, 128}, 31), tokens, 1); });
-    cases.push_back([=] { return decoding(gaussian(f, {tokens * 3, 64, 1500, 2048}, 32), tokens, 2); });
+    cases.push_back([=] {
+      return decoding(lattice(f, {tokens * 9, 32, 777, 128}, 31), tokens, 1);
+    });
+    cases.push_back([=] {
+      return decoding(gaussian(f, {tokens * 3, 64, 1500, 2048}, 32), tokens, 2);
+    });
   }
   cases.push_back([=] {
     Problem p = gaussian(f, {19, 32, 5000, 300}, 33);

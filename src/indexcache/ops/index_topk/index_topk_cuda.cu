@@ -34,10 +34,10 @@ namespace {
 using namespace device;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWarpKeys = 16;                             // a warp's share of a tile
+constexpr int kWarpKeys = 16;  // a warp's share of a tile
 constexpr int kTileKeys = kWarps * kWarpKeys;
 constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
-constexpr int kSampleShare = 64;                          // one key of so many is sampled
+constexpr int kSampleShare = 64;  // one key of so many is sampled
 constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 static_assert(kMostSampled <= kCandidateCapacity);
@@ -66,8 +66,8 @@ struct Bf16 {
 // `count` equal strata at a place drawn by a hash.
 struct KeyWalk {
   int first = 0, count = 0;
-  unsigned stratum = 0;             // 0: all keys
-  unsigned long long step = 0;      // 32.32 fixed point
+  unsigned stratum = 0;         // 0: all keys
+  unsigned long long step = 0;  // 32.32 fixed point
   __device__ __forceinline__ int key(int i) const {
     if (stratum == 0) return first + i;
     unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
@@ -107,10 +107,10 @@ __device__ __forceinline__ float relu(float x) {
 __device__ __forceinline__ int append(int* count, bool wanted) {
   int place = 0;
   asm volatile(
-      "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted atom.shared.add.s32 %0, [%1], 1;\n}\n"
+      "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted atom.shared.add.s32 %0, [%1], "
+      "1;\n}\n"
       : "+r"(place)
-      : "r"(shared_address(count)),
-        "r"(static_cast<int>(wanted))
+      : "r"(shared_address(count)), "r"(static_cast<int>(wanted))
       : "memory");
   return place;
 }
@@ -138,10 +138,10 @@ struct MergeLists {
 template <class Format, int kQueries, int kColumns, int kBanks, bool kPaged>
 struct GroupScan {
   static constexpr int kHeadsPerBank = kColumns / kQueries;
-  static constexpr int kOwn = kQueries == 8 ? 2 : 1;             // queries of a thread
-  static constexpr int kSums = kQueries < 4 ? kQueries : 4;      // of the four sums, a thread's
-  static constexpr int kBankBytes = kColumns * 128;              // for 128 bytes of K
-  static constexpr int kWeights = kBanks * kColumns / 4;         // of a thread
+  static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
+  static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
+  static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
+  static constexpr int kWeights = kBanks * kColumns / 4;     // of a thread
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kStages = Format::kStages;
   static constexpr int kStageBytes = kWarpKeys * kRow + kWarpKeys * 4;  // keys, then their scales
@@ -160,7 +160,10 @@ struct GroupScan {
     return kQueries == 8 ? 2 * c + e : kQueries == 4 ? c : kQueries == 2 ? c % 2 : 0;
   }
   static __device__ __forceinline__ int column_head(int bank, int j, int c, int e) {
-    const int within = kQueries == 8 ? 0 : kQueries == 4 ? e : kQueries == 2 ? c / 2 * 2 + e : 2 * c + e;
+    const int within = kQueries == 8   ? 0
+                       : kQueries == 4 ? e
+                       : kQueries == 2 ? c / 2 * 2 + e
+                                       : 2 * c + e;
     return bank * kHeadsPerBank + j * (8 / kQueries) + within;
   }
   // Which of the thread's sums the heads of eight columns j go to: sum (head / 2) % 4 of the four.
@@ -461,7 +464,8 @@ struct GroupScan {
       const float mean = static_cast<float>(p.top_k) * sampled / keys;
       const int wanted = static_cast<int>(mean + 6 * sqrtf(mean)) + 4;
       if (wanted < sampled) {
-        threshold = select_threshold(team, lists + query * kCandidateCapacity, sampled, wanted, scratch);
+        threshold =
+            select_threshold(team, lists + query * kCandidateCapacity, sampled, wanted, scratch);
       }
     }
     team.sync();
@@ -586,7 +590,8 @@ struct GroupScan {
     if (warp < item.queries) publish(warp);
     __syncthreads();
     if (threadIdx.x == 0) {
-      state.last = atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
+      state.last =
+          atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
     }
     __syncthreads();
     if (!state.last) return false;
@@ -657,7 +662,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
     const Item item{group, i % plan.pieces, first,
                     min(plan.queries_per_group, p.num_queries - first)};
-    GroupScan<Format, kQueries, kColumns, kBanks, kPaged>{p, state, shared, lists, merge, item}.run();
+    GroupScan<Format, kQueries, kColumns, kBanks, kPaged>{p, state, shared, lists, merge, item}
+        .run();
   }
 }
 

@@ -42,7 +42,7 @@ struct IndexTopkCudaParams {
   std::int32_t table_stride = 0;
   std::int64_t page_stride = 0;  // bytes, a multiple of 16
   std::int32_t tokens_per_request = 0;
-  void* workspace = nullptr;            // plan.workspace_bytes, aligned to 16 bytes, any content
+  void* workspace = nullptr;  // plan.workspace_bytes, aligned to 16 bytes, any content
   std::int64_t workspace_bytes = 0;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
 };

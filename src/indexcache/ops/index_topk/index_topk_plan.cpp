@@ -64,8 +64,7 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   require(processors >= 1, "multiprocessors", "at least 1", processors);
   IndexTopkPlan plan;
   plan.columns_per_group = columns_per_group(p);
-  plan.queries_per_group =
-      p.tokens_per_request > 0 ? p.tokens_per_request : plan.columns_per_group;
+  plan.queries_per_group = p.tokens_per_request > 0 ? p.tokens_per_request : plan.columns_per_group;
   plan.groups = (p.num_queries + plan.queries_per_group - 1) / plan.queries_per_group;
   if (plan.groups == 0) return plan;
   plan.pieces = std::clamp(p.num_keys / kLeastPiece, 1, std::max(1, processors / plan.groups));
