@@ -146,7 +146,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
   for (const double u : {1.0, 1.25, 1.45, 2.0, 2.97}) {
     char name[16];
     std::snprintf(name, sizeof name, "u %.2f", u);
-    if (!suite.wants(std::string("prefill union bf16 20 heads ") + name)) continue;
+    if (!suite.takes(std::string("prefill union bf16 20 heads ") + name)) continue;
     const Sets s = upload_sets(name, [u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); });
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
     if (u == 1.45) {
@@ -164,7 +164,7 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
                const Buffers& b) {
   for (const bool local : {true, false}) {
     const char* name = local ? "local" : "random";
-    if (!suite.wants(std::string("prefill bf16 64 heads ") + name)) continue;
+    if (!suite.takes(std::string("prefill bf16 64 heads ") + name)) continue;
     const Sets s =
         upload_sets(name, [=](std::int64_t t) { return local && t % 64 != 0 ? 0.0 : 1.0; });
     for (const std::int64_t heads : {20, 64, 128}) {
@@ -229,7 +229,7 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
                             .out = b.out,
                             .lse = b.lse};
   const std::string name = title("decode", p) + " batch " + std::to_string(batch);
-  if (!suite.wants(name)) return;
+  if (!suite.takes(name)) return;
   const Decode d(batch, pages);
   p.request = to_device(d.requests);
   p.entries = to_device(d.sets);

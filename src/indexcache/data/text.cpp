@@ -128,8 +128,7 @@ std::vector<Sequence> make_sequences(const std::vector<Document>& documents,
     const auto text = std::span(stream.tokens).subspan(starts[i] + i * window, window);
     const double due = std::floor(static_cast<double>(i + 1) * options.retrieval_share + 1e-9);
     if (num_retrieval < static_cast<int>(due)) {
-      RetrievalPrompt prompt =
-          generator.make(text, retrieval_options(options.context), random);
+      RetrievalPrompt prompt = generator.make(text, retrieval_options(options.context), random);
       sequences[i].scored = prompt.answer_positions();
       sequences[i].tokens = std::move(prompt.tokens);
       ++num_retrieval;

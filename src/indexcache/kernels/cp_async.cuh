@@ -25,6 +25,18 @@ __device__ inline void copy_16(std::uint32_t to_shared, const void* from, bool p
                "l"(__cvta_generic_to_global(from)), "r"(present ? 16 : 0)
                : "memory");
 }
+// Both addresses are multiples of 4.
+__device__ inline void copy_4(std::uint32_t to_shared, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_shared),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+// Copies issued since the last commit become a group; the wait is for all but the newest kPending.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace indexcache::device

@@ -1,0 +1,251 @@
+// index_topk's Hopper kernels on a GPU: the cases of prefill, decode in graphs over rotating caches,
+// and keys made to be hard for the selection.
+// usage: index_topk_device_bench [--json FILE] [--rounds N] [--filter TEXT]
+#include <cublasLt.h>
+
+#include <memory>
+#include <random>
+
+#include "device_harness.h"
+#include "indexcache/ops/index_topk/index_topk_cuda_params.h"
+
+namespace indexcache::bench {
+namespace {
+
+constexpr long kPageBytes = 64 * 132;
+constexpr int kTopK = 2048;
+
+__device__ unsigned mix(unsigned x) {
+  x = (x ^ x >> 16) * 0x7FEB352Du;
+  x = (x ^ x >> 15) * 0x846CA68Bu;
+  return x ^ x >> 16;
+}
+
+// About normal: the sum of four uniforms. Which: 0 random, 1 keys ascend in length, 2 constant,
+// 3 mostly zero, 4 clusters of long keys.
+enum class Content { kRandom, kAscending, kConstant, kZeroPlateau, kClustered };
+
+__device__ float length_of(Content content, long row, long rows) {
+  switch (content) {
+    case Content::kAscending:
+      return 0.2f + 1.6f * static_cast<float>(row) / rows;
+    case Content::kZeroPlateau:
+      return row % 200 == 0 ? 1.0f : 0.0f;
+    case Content::kClustered:
+      return row / 1500 % 16 == 5 ? 1.5f : 0.5f;
+    default:
+      return 1.0f;
+  }
+}
+
+__global__ void fill(std::uint8_t* out, long rows, IndexKeyFormat format, Content content,
+                     unsigned seed) {
+  for (long i = blockIdx.x * 256L + threadIdx.x; i < rows * 128; i += gridDim.x * 256L) {
+    const long at = content == Content::kConstant ? i % 128 : i;
+    float sum = 0;
+    for (int j = 0; j < 4; ++j)
+      sum += mix(static_cast<unsigned>(at * 4 + j) ^ seed) * 0x1p-32f - 0.5f;
+    const float value = 1.7f * sum * length_of(content, i / 128, rows);
+    if (format == IndexKeyFormat::kBFloat16) {
+      reinterpret_cast<unsigned short*>(out)[i] = __float_as_uint(value) >> 16;
+      continue;
+    }
+    const float size = fabsf(value);
+    int exponent = 0;
+    frexpf(size, &exponent);  // size = m 2^exponent, m in [1/2, 1)
+    exponent = max(exponent, -5);
+    const int steps = static_cast<int>(rintf(ldexpf(size, 4 - exponent)));  // of 2^(exponent - 4)
+    const int carried = steps == 16 ? exponent + 1 : exponent, digits = steps == 16 ? 8 : steps;
+    const int bits = digits < 8 ? digits : (carried + 6) << 3 | (digits - 8);
+    out[i] = static_cast<std::uint8_t>(bits | (value < 0 ? 0x80 : 0));
+  }
+}
+
+__global__ void fill_floats(float* out, long count, float low, float high, unsigned seed) {
+  for (long i = blockIdx.x * 256L + threadIdx.x; i < count; i += gridDim.x * 256L) {
+    out[i] = low + (high - low) * (mix(static_cast<unsigned>(i) ^ seed) * 0x1p-32f);
+  }
+}
+
+// The scales of pages whose bytes are otherwise keys.
+__global__ void fill_page_scales(std::uint8_t* pages, long count) {
+  for (long i = blockIdx.x * 256L + threadIdx.x; i < count * 64; i += gridDim.x * 256L) {
+    auto* scales = reinterpret_cast<float*>(pages + i / 64 * kPageBytes + 64 * 128);
+    scales[i % 64] = 0.01f + 0.002f * (mix(static_cast<unsigned>(i)) * 0x1p-32f);
+  }
+}
+
+std::string describe(IndexKeyFormat format, int queries, int keys, int heads) {
+  return std::string(format == IndexKeyFormat::kE4M3 ? "fp8 " : "bf16 ") + std::to_string(queries) +
+         " x " + std::to_string(keys) + " H " + std::to_string(heads);
+}
+
+int processors() {
+  int count = 0;
+  require_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0), "attribute");
+  return count;
+}
+
+float* random_floats(long count, float low, float high, unsigned seed) {
+  float* floats = device_memory<float>(count);
+  fill_floats<<<256, 256>>>(floats, count, low, high, seed);
+  return floats;
+}
+
+std::uint8_t* random_rows(long rows, IndexKeyFormat format, Content content, unsigned seed) {
+  auto* bytes = device_memory<std::uint8_t>(rows * (format == IndexKeyFormat::kE4M3 ? 128 : 256));
+  fill<<<1024, 256>>>(bytes, rows, format, content, seed);
+  return bytes;
+}
+
+// Memory stays with the process: every case lives until its end.
+void plan_and_bind(IndexTopkCudaParams& p, IndexTopkPlan& plan) {
+  plan = plan_index_topk(p, processors());
+  p.workspace = device_memory<char>(plan.workspace_bytes);
+  p.workspace_bytes = plan.workspace_bytes;
+  p.out = device_memory<std::int32_t>(long{p.num_queries} * p.top_k);
+}
+
+void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int keys, int heads,
+                 Content content = Content::kRandom, const std::string& note = "",
+                 int top_k = kTopK) {
+  if (!suite.takes(describe(format, queries, keys, heads) + note)) return;
+  IndexTopkCudaParams p;
+  IndexTopkPlan plan;
+  const bool plain = content != Content::kRandom;
+  p.format = format;
+  p.num_queries = queries, p.num_heads = heads, p.num_keys = keys, p.top_k = top_k;
+  p.q = random_rows(long{queries} * heads, format, Content::kRandom, 1);
+  p.keys = random_rows(keys, format, content, 2);
+  p.key_stride = format == IndexKeyFormat::kE4M3 ? 128 : 256;
+  if (format == IndexKeyFormat::kE4M3)
+    p.key_scale = random_floats(keys, 0.01f, plain ? 0.01f : 0.012f, 3);
+  p.weights = random_floats(long{queries} * heads, plain ? 0.1f : -0.5f, 1.0f, 4);
+  p.end = to_device(std::vector<std::int32_t>(queries, keys));
+  plan_and_bind(p, plan);
+  suite.add({describe(format, queries, keys, heads) + note, 256.0 * heads * queries * keys, 0,
+             [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }});
+}
+
+// Calls over so many sets of pages that none is in L2 when its turn comes.
+void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int tokens = 1) {
+  const std::string name = "decode " + std::to_string(requests) + " x " + std::to_string(tokens) +
+                           " " + describe(IndexKeyFormat::kE4M3, requests * tokens, keys, heads);
+  if (!suite.takes(name)) return;
+  constexpr int kCalls = 24;
+  const long per_request = (keys + 63) / 64, pages = per_request * requests;
+  const int sets =
+      static_cast<int>(std::clamp<long>((400L << 20) / (pages * kPageBytes) + 1, 2, kCalls));
+  IndexTopkCudaParams p;
+  IndexTopkPlan plan;
+  p.num_queries = requests * tokens, p.num_heads = heads, p.num_keys = keys, p.top_k = kTopK;
+  p.tokens_per_request = tokens;
+  p.q = random_rows(long{p.num_queries} * heads, p.format, Content::kRandom, 1);
+  p.weights = random_floats(long{p.num_queries} * heads, -0.5f, 1.0f, 4);
+  p.end = to_device(std::vector<std::int32_t>(p.num_queries, keys));
+  p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, Content::kRandom, 7);
+  fill_page_scales<<<256, 256>>>(static_cast<std::uint8_t*>(const_cast<void*>(p.keys)),
+                                 sets * pages);
+  p.page_stride = kPageBytes;
+  p.table_stride = static_cast<int>(per_request);
+  std::vector<std::int32_t> table(sets * pages);
+  for (long i = 0; i < sets * pages; ++i) table[i] = static_cast<std::int32_t>(i);
+  std::shuffle(table.begin(), table.end(), std::mt19937(1));
+  const std::int32_t* tables = to_device(table);
+  p.block_table = tables;
+  plan_and_bind(p, plan);
+  suite.add({name, 256.0 * heads * p.num_queries * keys, 132.0 * keys * requests,
+             [=](cudaStream_t stream) {
+               IndexTopkCudaParams call = p;
+               for (int i = 0; i < kCalls; ++i) {
+                 call.block_table = tables + i % sets * pages;
+                 index_topk_cuda(call, plan, stream);
+               }
+             },
+             kCalls});
+}
+
+// An e4m3 matmul n x n x n into bf16.
+class Matmul {
+ public:
+  explicit Matmul(long n) : n_(n) {
+    a_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, Content::kRandom, 5);
+    b_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, Content::kRandom, 6);
+    c_ = device_memory<char>(2 * n * n);
+    workspace_ = device_memory<char>(kWorkspace);
+    cublas_ok(cublasLtCreate(&handle_));
+    cublas_ok(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    cublas_ok(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                             sizeof transposed));
+    cublas_ok(cublasLtMatrixLayoutCreate(&in_, CUDA_R_8F_E4M3, n, n, n));
+    cublas_ok(cublasLtMatrixLayoutCreate(&result_, CUDA_R_16BF, n, n, n));
+    cublasLtMatmulPreference_t preference;
+    cublas_ok(cublasLtMatmulPreferenceCreate(&preference));
+    const std::size_t bytes = kWorkspace;
+    cublas_ok(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
+    int found = 0;
+    cublas_ok(cublasLtMatmulAlgoGetHeuristic(handle_, operation_, in_, in_, result_, result_,
+                                             preference, 1, &best_, &found));
+  }
+  void operator()(cudaStream_t stream) const {
+    const float one = 1, zero = 0;
+    cublas_ok(cublasLtMatmul(handle_, operation_, &one, a_, in_, b_, in_, &zero, c_, result_, c_,
+                             result_, &best_.algo, workspace_, kWorkspace, stream));
+  }
+  double flops() const { return 2.0 * n_ * n_ * n_; }
+
+ private:
+  static void cublas_ok(cublasStatus_t status) {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    std::fprintf(stderr, "cublasLt: %s\n", cublasLtGetStatusString(status));
+    std::exit(3);
+  }
+
+  static constexpr std::size_t kWorkspace = 64 << 20;
+  long n_;
+  const void *a_, *b_;
+  void *c_, *workspace_;
+  cublasLtHandle_t handle_ = nullptr;
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t in_ = nullptr, result_ = nullptr;
+  cublasLtMatmulHeuristicResult_t best_{};
+};
+
+void add_cases(DeviceSuite& suite) {
+  const auto e4m3 = IndexKeyFormat::kE4M3, bf16 = IndexKeyFormat::kBFloat16;
+  add_prefill(suite, e4m3, 2048, 200704, 32);
+  add_prefill(suite, e4m3, 2048, 200704, 64);
+  add_prefill(suite, e4m3, 4096, 65536, 32);
+  add_prefill(suite, e4m3, 8192, 131072, 32);
+  add_prefill(suite, e4m3, 2048, 32768, 32);
+  add_prefill(suite, e4m3, 2048, 200704, 16);
+  add_prefill(suite, e4m3, 2048, 200704, 32, Content::kRandom, " k 1", 1);
+  add_prefill(suite, bf16, 2048, 65536, 32);
+  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kRandom, " random");
+  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kAscending, " ascending");
+  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kConstant, " constant");
+  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kZeroPlateau, " zero plateau");
+  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kClustered, " clustered");
+  for (const int heads : {32, 64}) {
+    add_decode(suite, 1, 200704, heads);
+    add_decode(suite, 16, 131072, heads);
+    add_decode(suite, 64, 65536, heads);
+  }
+  add_decode(suite, 16, 131072, 32, 2);
+  add_decode(suite, 1, 4096, 32);
+}
+
+}  // namespace
+}  // namespace indexcache::bench
+
+int main(int argc, char** argv) {
+  using namespace indexcache::bench;
+  DeviceSuite suite("index_topk", argc, argv);
+  const auto matmul = std::make_shared<Matmul>(8192);
+  suite.add_ceiling({"ceiling: e4m3 matmul 8192", matmul->flops(), 0,
+                     [=](cudaStream_t stream) { (*matmul)(stream); }});
+  add_cases(suite);
+  suite.run();
+}
