@@ -158,6 +158,15 @@ TEST_F(MakeSequencesTest, SeedDecides) {
   EXPECT_GT(differing, 10);
 }
 
+// How many runs of neighbouring positions: answers.
+int runs(const std::vector<std::int32_t>& positions) {
+  int count = 0;
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    count += i == 0 || positions[i] != positions[i - 1] + 1;
+  }
+  return count;
+}
+
 TEST_F(MakeSequencesTest, TheShareOfRetrievalIsExactAndLeavesTheOtherSequencesAlone) {
   SequenceOptions options{.context = 400, .num_sequences = 10, .seed = 3};
   const auto text = make_sequences(documents_, tokenizer_, options);
@@ -173,6 +182,7 @@ TEST_F(MakeSequencesTest, TheShareOfRetrievalIsExactAndLeavesTheOtherSequencesAl
         ++retrieval;
         EXPECT_TRUE(std::is_sorted(mixed[i].scored.begin(), mixed[i].scored.end()));
         EXPECT_EQ(mixed[i].scored.back(), 399);
+        EXPECT_EQ(runs(mixed[i].scored), 3);  // needles for 400 tokens
       }
     }
     EXPECT_EQ(retrieval, static_cast<int>(share * 10 + 0.5));

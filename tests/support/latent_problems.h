@@ -17,17 +17,9 @@
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
+#include "support/bf16.h"
 
 namespace indexcache::testing {
-
-inline std::uint16_t bf16_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if (std::isnan(value)) return 0x7FC0;
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-inline float bf16_value(std::uint16_t bits) {
-  return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
 
 struct LatentProblem {
   std::string name;
@@ -50,7 +42,7 @@ struct LatentProblem {
 // or 0.
 inline void poison(LatentProblem& p, std::int64_t key, std::int64_t d, float value) {
   unsigned char* row = &p.rows[key * p.row_bytes()];
-  const std::uint16_t bits = bf16_bits(value);
+  const std::uint16_t bits = to_bf16(value);
   if (p.format == LatentFormat::kBFloat16) {
     std::memcpy(row + 2 * d, &bits, 2);
   } else if (d >= kLatentDim) {
@@ -110,7 +102,7 @@ inline LatentProblem make_problem(LatentProblem p, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   p.q.resize(p.queries * p.heads * (kLatentDim + kRopeDim));
-  for (std::uint16_t& value : p.q) value = bf16_bits(normal(random));
+  for (std::uint16_t& value : p.q) value = to_bf16(normal(random));
   fill_rows(p, random);
   fill_indices(p, random);
   return p;
@@ -136,7 +128,7 @@ inline Reference reference_of(const LatentProblem& p) {
   const LatentStore store = {
       .format = p.format, .data = p.rows.data(), .row_stride = p.row_bytes(), .num_keys = p.keys};
   for (std::int64_t s = 0; s < p.keys; ++s) read_latent(store, 0, s, &kv[s * kDim]);
-  for (const std::uint16_t bits : p.q) q.push_back(bf16_value(bits));
+  for (const std::uint16_t bits : p.q) q.push_back(from_bf16(bits));
   const std::int64_t rows = p.queries * p.heads;
   Reference r{std::vector<double>(rows * kLatentDim), std::vector<double>(rows),
               std::vector<double>(rows * kLatentDim), std::vector<double>(rows)};

@@ -12,17 +12,10 @@
 #include <vector>
 
 #include "indexcache/base/parallel.h"
+#include "support/bf16.h"
 
 namespace indexcache::testing {
 
-inline std::uint16_t to_bf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if (std::isnan(value)) return 0x7FC0;
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-inline float from_bf16(std::uint16_t value) {
-  return std::bit_cast<float>(std::uint32_t{value} << 16);
-}
 inline std::vector<std::uint16_t> to_bf16(const std::vector<float>& values) {
   std::vector<std::uint16_t> out;
   for (const float value : values) out.push_back(to_bf16(value));

@@ -18,6 +18,8 @@
 
 #include <cstdint>
 
+#include "indexcache/kernels/wgmma_accumulators.cuh"
+
 namespace indexcache::device {
 
 __device__ constexpr std::uint32_t swizzled_offset(int row, int chunk) {
@@ -50,16 +52,6 @@ __device__ inline void wgmma_pin(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-
-#define INDEXCACHE_ACC_8(d, i)                                                                \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define INDEXCACHE_ACC_32(d, i)                                                    \
-  INDEXCACHE_ACC_8(d, i), INDEXCACHE_ACC_8(d, i + 8), INDEXCACHE_ACC_8(d, i + 16), \
-      INDEXCACHE_ACC_8(d, i + 24)
-#define INDEXCACHE_ACC_128(d)                                                  \
-  INDEXCACHE_ACC_32(d, 0), INDEXCACHE_ACC_32(d, 32), INDEXCACHE_ACC_32(d, 64), \
-      INDEXCACHE_ACC_32(d, 96)
 
 // d (+)= a b^T: a 64 x 16, b 64 x 16, both rows_operand.
 __device__ inline void wgmma_64x64_rows(float (&d)[32], std::uint64_t a, std::uint64_t b,
@@ -122,10 +114,6 @@ __device__ inline void wgmma_64x256_columns(float (&d)[128], std::uint64_t a, st
       : INDEXCACHE_ACC_128(d)
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
-
-#undef INDEXCACHE_ACC_8
-#undef INDEXCACHE_ACC_32
-#undef INDEXCACHE_ACC_128
 
 // Two floats rounded to nearest even; `first` in the low half, which is the lower column.
 __device__ inline std::uint32_t pack_bf16(float first, float second) {

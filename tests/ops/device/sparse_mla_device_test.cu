@@ -45,7 +45,7 @@ void compare(const LatentProblem& p, const Result& result, const Reference& r) {
     }
   }
   for (std::size_t i = 0; i < r.out.size(); ++i) {
-    const double found = bf16_value(result.out[i]);
+    const double found = from_bf16(result.out[i]);
     if (near(found, r.out[i], r.out_bound[i])) {
       if (r.out_bound[i] > 0) worst = std::max(worst, std::abs(found - r.out[i]) / r.out_bound[i]);
       continue;
@@ -123,7 +123,7 @@ void test_simple_weights() {
   for (std::int64_t h = 0; h < 64; ++h) {
     for (std::int64_t d = 0; d < 576; ++d)
       p.q[h * 576 + d] =
-          bf16_bits(4 * bf16_value(reinterpret_cast<std::uint16_t*>(p.rows.data())[h * 576 + d]));
+          to_bf16(4 * from_bf16(reinterpret_cast<std::uint16_t*>(p.rows.data())[h * 576 + d]));
   }
   compare(p, run(p), reference_of(p));
 }
@@ -284,7 +284,7 @@ void test_far_apart() {
       p.queries = 2, p.heads = 20, p.keys = 500, p.top_k = 500, p.softmax_scale = 2;
       p.name = std::string(rising ? "rising" : "falling") + " logits, " + describe(p);
       LatentProblem made = make_problem(p, 35);
-      for (std::int64_t h = 0; h < p.queries * p.heads; ++h) made.q[h * 576 + 575] = bf16_bits(8);
+      for (std::int64_t h = 0; h < p.queries * p.heads; ++h) made.q[h * 576 + 575] = to_bf16(8);
       for (std::int32_t s = 0; s < 500; ++s) {
         made.indices[s] = made.indices[500 + s] = s;
         poison(made, s, 575, static_cast<float>(rising ? s : 500 - s) / 4);

@@ -33,8 +33,8 @@ at::Tensor index_topk(const at::Tensor& q, const at::Tensor& keys, const at::Ten
 at::Tensor index_scores(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
                         const at::Tensor& start, const at::Tensor& end);
 
-// index_topk by plain tensor algebra: what devices without a kernel of their own run. Same contract,
-// arguments taken as valid. Works on as many queries at a time as have chunk_floats scores of single
+// index_topk by plain tensor algebra, what devices other than the CPU run (on CUDA the selection is a
+// kernel, select_rows_params.h). Same contract, arguments taken as valid. Works on as many queries at a time as have chunk_floats scores of single
 // heads (512 MiB), one at least.
 at::Tensor index_topk_torch(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
                             const at::Tensor& start, const at::Tensor& end, std::int64_t k,

@@ -1,6 +1,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "indexcache/kernels/cuda_launch.cuh"
+#include "indexcache/kernels/score_order.cuh"
 #include "indexcache/ops/index_topk/select_rows_params.h"
 
 namespace indexcache {
@@ -14,13 +15,6 @@ constexpr int kBins = 1 << kRadixBits;
 static_assert(kBins == kTile, "a thread has kPerThread bins");
 
 using Scan = cub::BlockScan<std::uint32_t, kThreads>;
-
-// An unsigned integer in the order of the scores: NaN lowest, then -inf.
-__device__ std::uint32_t rank_of(float score) {
-  if (isnan(score)) return 0;
-  const std::uint32_t bits = __float_as_uint(score + 0.0f);  // -0 + 0 = +0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 struct Shared {
   typename Scan::TempStorage scan;
@@ -59,7 +53,7 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, std::in
     __syncthreads();
     // The last two passes share a bit: it is settled, so equal in all that the last one counts.
     for (std::int32_t i = threadIdx.x; i < count; i += kThreads) {
-      const std::uint32_t rank = rank_of(scores[i]);
+      const std::uint32_t rank = device::score_rank(scores[i]);
       if ((rank & mask) == prefix) atomicAdd(&shared.histogram[(rank >> shift) % kBins], 1u);
     }
     __syncthreads();
@@ -80,7 +74,7 @@ __device__ void write_selected(Shared& shared, const float* scores, std::int32_t
     std::uint32_t ranks[kPerThread];
     std::uint32_t mine = 0;  // keys above in the high half, at the threshold in the low half
     for (int i = 0; i < kPerThread; ++i) {
-      ranks[i] = first + i < count ? rank_of(scores[first + i]) : 0;
+      ranks[i] = first + i < count ? device::score_rank(scores[first + i]) : 0;
       if (first + i >= count) continue;
       mine += ranks[i] > threshold.rank ? 0x10000u : ranks[i] == threshold.rank ? 1u : 0u;
     }
