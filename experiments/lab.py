@@ -122,11 +122,11 @@ def write_documents(path, documents):
 
 
 def sample_documents(documents, megabytes, seed=1):
-    """Whole documents in a drawn order until there are so many megabytes of text."""
+    """Whole documents, drawn until there are so many megabytes of text, in their order: a sample of a sample of that size is itself."""
     chosen, size = [], 0
-    for document in random.Random(seed).sample(documents, len(documents)):
+    for number in random.Random(seed).sample(range(len(documents)), len(documents)):
         if size >= megabytes * 1e6:
             break
-        chosen.append(document)
-        size += len(document["text"].encode())
-    return chosen
+        chosen.append(number)
+        size += len(documents[number]["text"].encode())
+    return [documents[number] for number in sorted(chosen)]

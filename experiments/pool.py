@@ -1,4 +1,4 @@
-"""Runs the arms of experiments side by side on one device, within a limit of time.
+"""Runs the arms of experiments side by side, on one device or on several GPUs of one machine, within a limit of time.
 
 An arm is a list of steps, one after another: a command, or a function that does something small and may return a command (so that
 what earlier arms left can decide it). Arms start in the order of their importance (1 first), then as listed:
@@ -8,8 +8,9 @@ what earlier arms left can decide it). Arms start in the order of their importan
   - while a more important arm still waits, only into the first half of the jobs: the device is shared, so each would slow down what that
     arm waits for.
 
-No arm starts after `start_minutes`; what still runs at `end_minutes` is stopped. An arm that fails takes no other with it than those
-that need it. What became of each arm is in RESULTS/<experiment>/arms.json from the moment it is known; its output in LOGS.
+With several GPUs an arm runs on the one that has the fewest arms. No arm starts after `start_minutes`; what still runs at `end_minutes` is
+stopped. An arm that fails takes no other with it than those that need it. What became of each arm is in RESULTS/<experiment>/arms.json
+from the moment it is known; its output in LOGS.
 """
 
 import dataclasses
@@ -52,9 +53,10 @@ def write_json(path, value):
 
 
 class Pool:
-    """Runs `arms`; `about` says of each experiment what its records begin with; `on_end(arm)`, if given, is called under the lock when one has ended and its record is written."""
+    """Runs `arms`; `about` says of each experiment what its records begin with; `on_end(arm)`, if given, is called under the lock when one
+    has ended and its record is written; `gpus`: their numbers, to spread arms over."""
 
-    def __init__(self, arms, results, logs, jobs, start_minutes, end_minutes, about, on_end=None):
+    def __init__(self, arms, results, logs, jobs, start_minutes, end_minutes, about, on_end=None, gpus=()):
         keys = [arm.key for arm in arms]
         for arm in arms:
             for other in [*arm.needs, *arm.after]:
@@ -66,6 +68,7 @@ class Pool:
         self.results, self.logs, self.jobs, self.about, self.on_end = Path(results), Path(logs), jobs, about, on_end
         self.start_seconds, self.end_seconds = 60 * start_minutes, 60 * end_minutes
         self.records = {arm.key: {"experiment": arm.experiment, "arm": arm.name, "status": "waiting"} for arm in self.arms}
+        self.gpus = list(gpus)
         self.processes = {}  # of running arms
         self.changed = threading.Condition()
         self.stopping = False
@@ -136,6 +139,9 @@ class Pool:
 
     def _start(self, arm):
         self.records[arm.key].update(status="running", started=round(self.elapsed(), 1), commands=[])
+        if self.gpus:
+            busy = [record.get("gpu") for record in self.records.values() if record["status"] == "running"]
+            self.records[arm.key]["gpu"] = min(self.gpus, key=busy.count)
         print(f"[{self.elapsed():6.1f} s] {arm.key}: starts", flush=True)
         threading.Thread(target=self._run, args=(arm,), daemon=True).start()
 
@@ -173,7 +179,9 @@ class Pool:
             if self.stopping:
                 raise StepFailed("the time was over")
             # A group of its own, so that all of it ends when it is stopped.
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=self._environment(arm)
+            )
             self.processes[arm.key] = process
         code = process.wait()
         with self.changed:
@@ -182,6 +190,10 @@ class Pool:
             self.records[arm.key]["commands"].append({"command": command, "seconds": seconds, "exit": code})
         if code != 0:
             raise StepFailed(f"{' '.join(command[:2])} ended with {code}")
+
+    def _environment(self, arm):
+        gpu = self.records[arm.key].get("gpu")
+        return None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
 
 
 def earlier_records(path, records):

@@ -44,6 +44,8 @@ def parse(arguments):
     parser.add_argument("--scale", type=float, default=1, help="times sequences, windows, prompts, training tokens (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="[EXPERIMENT.]KEY=VALUE", help="a setting: settings.json, EXPERIMENT.json")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once (default: %(default)s)")
+    parser.add_argument("--gpus", type=lambda text: [int(number) for number in text.split(",")], default=[], metavar="N,N,...",
+                        help="GPUs to spread arms over (default: as the command chooses)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads of each (default: the cores by the jobs)")
     parser.add_argument("--only", action="append", metavar="ARM", help="only these arms (EXPERIMENT/NAME, * as in a shell) and what they need")
     parser.add_argument("--list", action="store_true", help="name the arms in the order in which they start, and end")
@@ -128,10 +130,11 @@ def main(arguments):
     if options.only:
         arms = chosen(arms, options.only, [options.out, *options.patterns])
     common = {"device": device_name(options.device), "commit": output("git", "rev-parse", "HEAD"), "scale": options.scale,
-              "jobs": options.jobs, "minutes": options.minutes}  # fmt: skip
+              "jobs": options.jobs, "gpus": options.gpus, "minutes": options.minutes}  # fmt: skip
     about = {name: {**common, "index_topk": lab.model_config["index_topk"], "settings": lab.settings} for name, lab in labs.items()}
     bundler = Bundler(options)
-    pool = Pool(arms, options.out, Path(options.work) / "logs", options.jobs, options.minutes, options.end_minutes, about, bundler)
+    logs = Path(options.work) / "logs"
+    pool = Pool(arms, options.out, logs, options.jobs, options.minutes, options.end_minutes, about, bundler, options.gpus)
     if options.list:
         print("\n".join(f"{arm.importance} {arm.key}" for arm in pool.arms))
         return 0

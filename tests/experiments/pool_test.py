@@ -19,8 +19,9 @@ class PoolTest(unittest.TestCase):
         self.addCleanup(self.folder.cleanup)
         self.root = Path(self.folder.name)
 
-    def run_pool(self, arms, jobs=1, start_minutes=1, end_minutes=2):
-        self.pool = Pool(arms, self.root / "results", self.root / "logs", jobs, start_minutes, end_minutes, {"e": {"scale": 1}})
+    def run_pool(self, arms, jobs=1, start_minutes=1, end_minutes=2, gpus=()):
+        about = {"e": {"scale": 1}}
+        self.pool = Pool(arms, self.root / "results", self.root / "logs", jobs, start_minutes, end_minutes, about, gpus=gpus)
         well = self.pool.run()
         self.report = json.loads((self.root / "results/e/arms.json").read_text())
         return well, {record["arm"]: record for record in self.report["arms"]}
@@ -77,6 +78,12 @@ class PoolTest(unittest.TestCase):
             level += 1 if mark == "+" else -1
             highest = max(highest, level)
         self.assertEqual(highest, 3)
+
+    def test_arms_are_spread_over_gpus(self):
+        told = f"echo $CUDA_VISIBLE_DEVICES >> {self.root}/said; sleep 0.5"
+        _, records = self.run_pool([Arm("e", str(i), [["sh", "-c", told]]) for i in range(6)], jobs=6, gpus=[0, 2, 3])
+        self.assertEqual(sorted(self.said()), ["0", "0", "2", "2", "3", "3"])
+        self.assertEqual([records[str(i)]["gpu"] for i in range(6)], [0, 2, 3, 0, 2, 3])
 
     def test_less_important_arms_leave_half_of_the_jobs_to_what_waits(self):
         slow = "sleep 0.3"
