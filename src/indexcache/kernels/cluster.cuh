@@ -30,6 +30,11 @@ __device__ inline float read_peer(std::uint32_t peer) {
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(peer) : "memory");
   return value;
 }
+__device__ inline std::uint32_t read_peer_byte(std::uint32_t peer) {
+  std::uint32_t value;
+  asm volatile("ld.shared::cluster.u8 %0, [%1];" : "=r"(value) : "r"(peer) : "memory");
+  return value;
+}
 __device__ inline float4 read_peer_4(std::uint32_t peer) {
   float4 v;
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"

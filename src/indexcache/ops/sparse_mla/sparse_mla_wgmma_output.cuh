@@ -8,11 +8,22 @@ namespace indexcache::device {
 
 constexpr float kLn2 = 0.693147180559945f;
 
-// Sums over the four threads that share a row. Returns what out is to be multiplied with.
-__device__ inline float finish_row(RowState& state, int i) {
-  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
-  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
-  return state.any[i] ? 1 / state.sum[i] : 0;
+// The row's sum over the four threads that share it and both warpgroups, `half` being this one.
+__device__ inline void join_rows(RowState& state, Shared& shared, int half, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
+    state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
+    if (thread % 4 != 0) continue;
+    shared.sum[half][row_of(thread, i)] = state.sum[i];
+    shared.any[half][row_of(thread, i)] = state.any[i];
+  }
+  barrier_sync(kBoth, 2 * kWarpgroup);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    state.sum[i] += shared.sum[1 - half][row_of(thread, i)];
+    state.any[i] |= shared.any[1 - half][row_of(thread, i)];
+  }
 }
 
 __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
@@ -70,10 +81,10 @@ __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
 
 // fp32 rows of a part, padded so that the accumulators' layout reaches all banks.
 constexpr int kPartStride = 520;
-static_assert(kTileRows * kPartStride * 4 <= kStages * kTileBytes);
+static_assert(kTileRows * kPartStride * 4 <= 2 * kTileBytes);
 
 __device__ inline void store_part(const float (&o)[128], Shared& shared, int half, int thread) {
-  barrier_sync(kConsumersDone, 2 * kWarpgroup);  // nobody needs the tiles there any more
+  barrier_sync(kBoth, 2 * kWarpgroup);  // nobody needs the tiles there any more
   auto* part = reinterpret_cast<float*>(shared.kv);
 #pragma unroll
   for (int j = 0; j < 32; ++j) {
@@ -105,11 +116,10 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
     maxes[rank] = read_peer(peer_address(shared_address(&shared.part.max[row]), rank));
-    any |=
-        __float_as_int(read_peer(peer_address(shared_address(&shared.part.any[row]), rank))) != 0;
+    any |= read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank)) != 0;
     max = fmaxf(max, maxes[rank]);
   }
-  const float origin = max == -INFINITY ? 0 : max;
+  const float origin = origin_of(max);
   const std::uint32_t part =
       shared_address(reinterpret_cast<float*>(shared.kv) + row * kPartStride + 4 * thread);
   float sum = 0, v[4] = {};
