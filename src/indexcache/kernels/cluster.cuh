@@ -19,6 +19,14 @@ __device__ inline void cluster_sync() {
           : "memory");
 }
 
+// The same, but orders no memory accesses: for those whose values are already in use.
+__device__ inline void cluster_meet() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.aligned;" ::
+          : "memory");
+}
+
 // Where `address` of this CTA's shared memory lies in that of CTA `rank`.
 __device__ inline std::uint32_t peer_address(std::uint32_t address, int rank) {
   std::uint32_t peer;

@@ -121,7 +121,8 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], int tile, const
   }
 }
 
-// The work's rows of q, once the logits of the work before are done.
+// The work's rows of q, once the logits of the work before are done. Before the first look-up of a
+// key, which takes longer.
 __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
                                     int works) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
@@ -148,11 +149,12 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
   const std::uint64_t policy = keep_in_l2();
-  KeyFinder<kKind, kSplit> finder(p);
   Walk<kKind, kSplit> walk(p);
-  for (int n = 0, works = 0; walk.next_pair(); ++n) {
+  bool more = walk.next_pair();
+  if (more) load_queries(p, walk.work, shared, 0);
+  KeyFinder<kKind, kSplit> finder(p);
+  for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
-    if (walk.tile == walk.work.tile_begin) load_queries(p, walk.work, shared, works++);
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
@@ -175,6 +177,8 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
         if (thread % 32 == 0) mbarrier_arrive(&shared.full[tile][part]);
       }
     }
+    more = walk.next_pair();
+    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
   wait_for_copies();
 }
@@ -198,15 +202,17 @@ __device__ inline void fetch_row(RawPart& raw, int round, const unsigned char* d
   raw.scales[round] = read_4(row + kLatentDim + 4 * (2 * part + lane / 4), offset >= 0);
 }
 
-// A chunk of 16 as two of bf16, where they stand in the tile.
+// A chunk of 16 as two of bf16, where they stand in the tile. Half of a row's lanes write their
+// second one first: eight lanes then reach all banks.
 __device__ inline void store_chunk(std::uint32_t tile, int row, int chunk, bool second_first,
-                                   const uint4 (&values)[2]) {
+                                   uint4 raw, std::uint32_t factor) {
+  const uint2 halves[2] = {second_first ? make_uint2(raw.z, raw.w) : make_uint2(raw.x, raw.y),
+                           second_first ? make_uint2(raw.x, raw.y) : make_uint2(raw.z, raw.w)};
   const std::uint32_t block = tile + chunk / 4 * kBlockBytes;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const bool second = (i == 1) != second_first;
-    store_16(block + swizzled_offset(row, chunk % 4 * 2 + second), second ? values[1] : values[0]);
-  }
+  for (int i = 0; i < 2; ++i)
+    store_16(block + swizzled_offset(row, chunk % 4 * 2 + (i ^ static_cast<int>(second_first))),
+             e4m3_to_bf16(halves[i], factor));
 }
 
 // The rare part with an e4m3 NaN: all of its chunks again.
@@ -230,15 +236,16 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
-  KeyFinder<kKind, kSplit> finder(p);
   Walk<kKind, kSplit> walk(p);
+  bool more = walk.next_pair();
+  if (more) load_queries(p, walk.work, shared, 0);
+  KeyFinder<kKind, kSplit> finder(p);
   Found found = finder.next(), next = found;
   RawPart raw;
 #pragma unroll
   for (int round = 0; round < kRowRounds; ++round)
     fetch_row(raw, round, data, row_offset(found, 0, round), kLeftPart, lane);
-  for (int n = 0, works = 0; walk.next_pair(); ++n) {
-    if (walk.tile == walk.work.tile_begin) load_queries(p, walk.work, shared, works++);
+  for (int n = 0, works = 1; more; ++n) {
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
@@ -261,11 +268,9 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
       for (int round = 0; round < kRowRounds; ++round) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          uint4 values[2];
           nans.look_at(raw.chunks[round][half]);
-          e4m3_to_bf16(raw.chunks[round][half], raw.scales[round], values);
           store_chunk(to, first + round * kRowsAtOnce, raw_chunk(part, lane, half), lane >= 4,
-                      values);
+                      raw.chunks[round][half], pack_bf16(raw.scales[round], raw.scales[round]));
         }
         fetch_row(raw, round, data, row_offset(i == 3 ? next : found, next_tile, round), next_part,
                   lane);
@@ -282,6 +287,8 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
       mbarrier_arrive(&shared.full[tile][part]);
     }
     found = next;
+    more = walk.next_pair();
+    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
   wait_for_copies();
 }

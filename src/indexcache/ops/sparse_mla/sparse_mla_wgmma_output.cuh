@@ -148,7 +148,7 @@ __device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work
   for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows; row += 3 * kClusterCtas) {
     combine_row(p, w, shared, row, threadIdx.x % kWarpgroup);
   }
-  cluster_sync();  // no CTA leaves while others read its part
+  cluster_meet();  // no CTA leaves while others read its part
 }
 
 }  // namespace indexcache::device

@@ -128,9 +128,11 @@ struct Walk {
   // The next pair, of this work or of the next that has any.
   __device__ bool next_pair() {
     tile += 2;
+    begins = false;
     while (tile >= work.tile_end) {
       if (!next_work()) return false;
       tile = work.tile_begin;
+      begins = true;
     }
     return true;
   }
@@ -138,7 +140,8 @@ struct Walk {
   const SparseMlaWgmmaParams& p;
   int step, item, items;
   Work work = {};
-  int tile = 0;  // the pair's first
+  int tile = 0;         // the pair's first
+  bool begins = false;  // whether that is the work's first
 };
 
 }  // namespace indexcache::device
