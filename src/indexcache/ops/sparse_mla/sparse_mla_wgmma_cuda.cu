@@ -160,8 +160,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
       arrive(kLeftMax);
       rescale_values(o, rescale);
-      if (poisoned)
-        take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
+      if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values(o, weights, shared.kv[0]);

@@ -30,8 +30,7 @@ __device__ constexpr bool brings_masks(int i) { return i >= 2; }
 // values (e4m3).
 template <LatentFormat kFormat>
 __device__ constexpr int full_arrivals(TilePart t) {
-  if (kFormat == LatentFormat::kE4M3)
-    return t.part == kRightPart ? 2 * kWarpgroup : kWarpgroup;
+  if (kFormat == LatentFormat::kE4M3) return t.part == kRightPart ? 2 * kWarpgroup : kWarpgroup;
   const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
   return kWarpgroup + (masks ? kGatherWarps : 0);
 }
@@ -73,8 +72,8 @@ class KeyFinder {
     has_ = false;
     if (!more_) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
-    const int position = ahead_.tile * kTileKeys + lane / 16 * kTileKeys + lane % 16 / 4 * 16 +
-                         4 * warp + lane % 4;
+    const int position =
+        ahead_.tile * kTileKeys + lane / 16 * kTileKeys + lane % 16 / 4 * 16 + 4 * warp + lane % 4;
     has_ = position < ahead_.work.entries_end;
     if (has_) entry_ = __ldg(ahead_.work.entries + position);
     request_ = ahead_.work.request;
@@ -104,7 +103,8 @@ class KeyFinder {
 
 // The offset that this thread gathers row round `round` of `tile` from.
 __device__ inline std::int64_t row_offset(const Found& found, int tile, int round) {
-  return __shfl_sync(0xFFFFFFFF, found.offset, 16 * tile + 4 * round + threadIdx.x % 32 / kRowLanes);
+  return __shfl_sync(0xFFFFFFFF, found.offset,
+                     16 * tile + 4 * round + threadIdx.x % 32 / kRowLanes);
 }
 
 // The warp's bits of the masks of a tile.
@@ -216,8 +216,8 @@ __device__ inline void store_chunk(std::uint32_t tile, int row, int chunk, bool 
 }
 
 // The rare part with an e4m3 NaN: all of its chunks again.
-__device__ inline void spread_nan(unsigned char* tile, int row, const unsigned char* from, Part part,
-                                  int lane) {
+__device__ inline void spread_nan(unsigned char* tile, int row, const unsigned char* from,
+                                  Part part, int lane) {
 #pragma unroll 1
   for (int at = 0; at < 32; ++at) {
     const int column = 16 * raw_chunk(part, lane, at / 16) + at % 16;
@@ -257,9 +257,9 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
           const std::int64_t offset = row_offset(found, tile, round);
-          copy_16(to + kLatentBlocks * kBlockBytes +
-                      swizzled_offset(first + round * kRowsAtOnce, lane),
-                  data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
+          copy_16(
+              to + kLatentBlocks * kBlockBytes + swizzled_offset(first + round * kRowsAtOnce, lane),
+              data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
         }
         mbarrier_arrive_after_copies(&shared.full[tile][kRightPart]);
       }
