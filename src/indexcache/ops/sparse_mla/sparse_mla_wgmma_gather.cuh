@@ -274,6 +274,7 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
         }
         fetch_row(raw, round, data, row_offset(i == 3 ? next : found, next_tile, round), next_part,
                   lane);
+        __syncwarp();  // or the compiler moves all reads to the end of the part
       }
       if (__any_sync(0xFFFFFFFF, nans.found())) {
 #pragma unroll 1
