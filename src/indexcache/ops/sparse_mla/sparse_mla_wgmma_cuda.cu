@@ -150,11 +150,10 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       wgmma_wait<0>();
     }
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
-      const bool last = tile + 2 >= w.tile_end;
       float rescale[2];
       std::uint32_t weights[16];
       wgmma_pin(s);
-      if (last) release(&shared.q_empty);
+      if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, kLeft, thread);
       mask_tile(s, state, shared.masks[0], rows, thread);
       weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
@@ -181,25 +180,57 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       rescale_values(o, rescale);
 
       await(kRightWeights);
-      if (kUnion && shared.poisoned[1])
-        take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
-      wgmma_pin(o);
-      wgmma_fence();
-      begin_values(o, shared.weights, shared.kv[1]);
-      if (last) {
-        wgmma_wait<0>();
-        release(&shared.empty[1][kLeftPart]);
-      } else {
+      const auto begin_right_tile = [&] {
+        if (kUnion && shared.poisoned[1])
+          take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
+        wgmma_pin(o);
+        wgmma_fence();
+        begin_values(o, shared.weights, shared.kv[1]);
+      };
+      if (tile + 2 < w.tile_end) {
+        begin_right_tile();
         begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
         wgmma_wait<1>();
         release(&shared.empty[1][kLeftPart]);
         begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
         wgmma_wait<0>();
+        wgmma_pin(o);
+      } else {
+        if (tile + 1 < w.tile_end) {
+          begin_right_tile();
+          wgmma_wait<0>();
+          wgmma_pin(o);
+        }
+        release(&shared.empty[1][kLeftPart]);
       }
-      wgmma_pin(o);
     }
     finish_work<kSplit>(p, w, shared, state, o, 0, thread);
   }
+}
+
+// What is left for the right values where a pair has no tile 1.
+template <bool kUnion>
+__device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
+                                      const RowQueries& rows, unsigned char* values, int parity,
+                                      int thread) {
+  for (std::uint64_t& full : shared.full[1]) mbarrier_wait(&full, parity);
+  float max[2], rescale[2];
+  await(kLeftMax);
+  read_max(max, shared, thread);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
+  arrive(kRightMax);
+  rescale_values(o, rescale);
+  arrive(kRightWeights);
+  await(kLeftWeights);
+  if (kUnion && shared.poisoned[0])
+    take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
+  wgmma_pin(o);
+  wgmma_fence();
+  begin_values(o, left_weights(shared), values);
+  wgmma_wait<0>();
+  wgmma_pin(o);
+  for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
@@ -216,8 +247,10 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     RowState state;
     float o[128] = {};
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
-    for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
-      float s[32], rescale[2], before[2];
+    int tile = w.tile_begin;
+    float rescale[2], before[2];
+    for (; tile + 1 < w.tile_end; tile += 2, ++n) {
+      float s[32];
       std::uint32_t weights[16];
       begin_scores<kRightPart>(s, shared, 1, n & 1, false);
       begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
@@ -254,6 +287,10 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kRightPart]);
+    }
+    if (tile < w.tile_end) {
+      release(&shared.q_empty);
+      take_lone_tile<kUnion>(o, state, shared, rows, values[0], n++ & 1, thread);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }

@@ -155,20 +155,23 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
   KeyFinder<kKind, kSplit> finder(p);
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
+    const bool both = walk.tile + 1 < walk.work.tile_end;  // or tile 1 is not looked at
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
       const std::uint32_t to = shared_address(shared.kv[tile]) + swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
+      if (tile == 0 || both) {
 #pragma unroll
-      for (int round = 0; round < kRowRounds; ++round) {
-        const std::int64_t offset = row_offset(found, tile, round);
-        const unsigned char* from = data + max(offset, std::int64_t{0});
+        for (int round = 0; round < kRowRounds; ++round) {
+          const std::int64_t offset = row_offset(found, tile, round);
+          const unsigned char* from = data + max(offset, std::int64_t{0});
 #pragma unroll
-        for (int block = part == kLeftPart ? 0 : kLeftBlocks;
-             block < (part == kLeftPart ? kLeftBlocks : kBlocks); ++block) {
-          copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
-                  offset >= 0, policy);
+          for (int block = part == kLeftPart ? 0 : kLeftBlocks;
+               block < (part == kLeftPart ? kLeftBlocks : kBlocks); ++block) {
+            copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
+                    offset >= 0, policy);
+          }
         }
       }
       mbarrier_arrive_after_copies(&shared.full[tile][part]);
