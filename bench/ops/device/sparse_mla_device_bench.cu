@@ -17,16 +17,14 @@
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
-// defines them is linked in; indices are slots, latents bf16 (prefill) or e4m3 in pages of 64 (decode).
+// defines them is linked in; indices are slots. Prefill: latents bf16, or e4m3 that are converted to
+// bf16 first, in the time. Decode: e4m3 in pages of 64.
 extern "C" {
-__attribute__((weak)) void sparse_mla_prefill_peer(const void* q, const void* kv,
-                                                   const int* indices, int queries, int keys,
-                                                   int heads, int top_k, float scale, void* out,
-                                                   float* lse, cudaStream_t stream);
-__attribute__((weak)) void sparse_mla_decode_peer(const void* q, const void* kv, const int* slots,
-                                                  int batch, int keys, int heads, int top_k,
-                                                  float scale, void* out, float* lse,
-                                                  cudaStream_t stream);
+using SparseMlaPeer = void(const void* q, const void* kv, const int* indices, int queries, int keys,
+                           int heads, int top_k, float scale, void* out, float* lse,
+                           cudaStream_t stream);
+__attribute__((weak)) SparseMlaPeer sparse_mla_prefill_peer, sparse_mla_prefill_e4m3_peer,
+    sparse_mla_decode_peer;
 }
 
 namespace indexcache::bench {
@@ -182,12 +180,14 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
 }
 
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
-  if (!sparse_mla_prefill_peer) return;
+  const bool e4m3 = kv.format == LatentFormat::kE4M3;
+  SparseMlaPeer* const peer = e4m3 ? sparse_mla_prefill_e4m3_peer : sparse_mla_prefill_peer;
+  if (!peer) return;
   const double selected = static_cast<double>(kQueries * s.top_k);
-  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * selected * 64 * 1088, 1152.0 * selected,
-             [=](cudaStream_t stream) {
-               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64,
-                                       static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
+  suite.add({std::string("peer prefill ") + (e4m3 ? "e4m3" : "bf16") + " 64 heads " + s.name,
+             2.0 * selected * 64 * 1088, 1152.0 * selected, [=](cudaStream_t stream) {
+               peer(b.q, kv.data, s.indices, kQueries, kKeys, 64, static_cast<int>(s.top_k), 0.04f,
+                    b.out, b.lse, stream);
              }});
 }
 
@@ -210,6 +210,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
+      add_prefill_peer(suite, s, e4m3, b);
     }
     add_prefill_peer(suite, s, bf16, b);
     add_union_build(suite, s);
@@ -228,6 +229,7 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
     }
     add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
     add_prefill_peer(suite, s, bf16, b);
+    add_prefill_peer(suite, s, e4m3, b);
   }
 }
 

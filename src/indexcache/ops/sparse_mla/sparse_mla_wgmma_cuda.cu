@@ -81,15 +81,6 @@ __device__ inline void release(std::uint64_t* empty) {
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Whether the tile of these logits holds a value that is not finite, for both warpgroups to see: the
-// other reads it after it has waited for the weights.
-__device__ inline bool seek_poison(const float (&s)[32], Shared& shared, int tile, BarrierId id,
-                                   int thread) {
-  const bool found = barrier_any(id, kWarpgroup, holds_non_finite(s));
-  if (thread == 0) shared.poisoned[tile] = found;
-  return found;
-}
-
 // Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
 // on; and what that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
@@ -101,13 +92,6 @@ __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], 
     if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
   }
   pack_weights(s, weights);
-}
-
-__device__ inline void mask_tile(float (&s)[32], RowState& state,
-                                 const std::uint32_t (&masks)[4][2], const RowQueries& rows,
-                                 int thread) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) state.any[i] |= mask_row(s, i, masks[rows.query[i]], thread);
 }
 
 __device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
@@ -143,10 +127,12 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {}, s[32];
+    std::uint32_t selected = 0;
     if (w.tile_begin < w.tile_end) {
       mbarrier_wait(&shared.q_full, works++ & 1);
       begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
       begin_scores<kRightPart>(s, shared, 0, n & 1, true);
+      selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
     }
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
@@ -154,8 +140,8 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       std::uint32_t weights[16];
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
-      const bool poisoned = kUnion && seek_poison(s, shared, 0, kLeft, thread);
-      mask_tile(s, state, shared.masks[0], rows, thread);
+      const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
+      mask_logits(s, selected);
       weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
       arrive(kLeftMax);
       rescale_values(o, rescale);
@@ -193,6 +179,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
         wgmma_wait<1>();
         release(&shared.empty[1][kLeftPart]);
         begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
+        selected = selected_columns(shared.masks[0], rows, state, thread);
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
@@ -254,11 +241,12 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       std::uint32_t weights[16];
       begin_scores<kRightPart>(s, shared, 1, n & 1, false);
       begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
+      const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
-      const bool poisoned = kUnion && seek_poison(s, shared, 1, kRight, thread);
-      mask_tile(s, state, shared.masks[1], rows, thread);
+      const bool poisoned = kUnion && seek_poison(s, shared, 1, thread);
+      mask_logits(s, selected);
 
       await(kLeftMax);
       read_max(before, shared, thread);
