@@ -267,8 +267,8 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
         wgmma_pin(o);
         take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
         wgmma_pin(o);
-        wgmma_fence();
       }
+      wgmma_fence();
       begin_values(o, left_weights(shared), values[0]);
       wgmma_wait<1>();
       release(&shared.empty[1][kRightPart]);

@@ -218,20 +218,6 @@ __device__ inline void store_chunk(std::uint32_t tile, int row, int chunk, bool 
              e4m3_to_bf16(halves[i], factor));
 }
 
-// The rare part with an e4m3 NaN: all of its chunks again.
-__device__ inline void spread_nan(unsigned char* tile, int row, const unsigned char* from,
-                                  Part part, int lane) {
-#pragma unroll 1
-  for (int at = 0; at < 32; ++at) {
-    const int column = 16 * raw_chunk(part, lane, at / 16) + at % 16;
-    if ((from[column] & 0x7F) == 0x7F) {
-      *reinterpret_cast<std::uint16_t*>(tile + column / 64 * kBlockBytes +
-                                        swizzled_offset(row, column % 64 / 8) + 2 * (column % 8)) =
-          0x7FFF;
-    }
-  }
-}
-
 // Latents are fetched into registers a part before they are stored: each row's are asked for as
 // soon as those of the part before are converted.
 template <EntryKind kKind, EntrySplit kSplit>
@@ -266,26 +252,16 @@ __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared
         }
         mbarrier_arrive_after_copies(&shared.full[tile][kRightPart]);
       }
-      E4M3NanSeeker nans;
 #pragma unroll
       for (int round = 0; round < kRowRounds; ++round) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          nans.look_at(raw.chunks[round][half]);
           store_chunk(to, first + round * kRowsAtOnce, raw_chunk(part, lane, half), lane >= 4,
                       raw.chunks[round][half], pack_bf16(raw.scales[round], raw.scales[round]));
         }
         fetch_row(raw, round, data, row_offset(i == 3 ? next : found, next_tile, round), next_part,
                   lane);
         __syncwarp();  // or the compiler moves all reads to the end of the part
-      }
-      if (__any_sync(0xFFFFFFFF, nans.found())) {
-#pragma unroll 1
-        for (int round = 0; round < kRowRounds; ++round) {
-          const std::int64_t offset = row_offset(found, tile, round);
-          if (offset >= 0)
-            spread_nan(shared.kv[tile], first + round * kRowsAtOnce, data + offset, part, lane);
-        }
       }
       if (brings_masks(i)) write_masks<kKind>(shared.masks[tile], tile, found);
       mbarrier_arrive(&shared.full[tile][part]);
