@@ -80,11 +80,6 @@ void check_request(const std::optional<at::Tensor>& request, std::int64_t count,
   }
 }
 
-SparseMlaResult empty_result(const at::Tensor& q) {
-  return {at::empty({q.size(0), q.size(1), kLatentDim}, q.options()),
-          at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat))};
-}
-
 // --- The CPU: the rows in use as a plain kv, the ids as rows of it.
 // [M, k] int64: page * S + row of each id, -1 where there is no such key.
 at::Tensor slots_of(const at::Tensor& indices, const std::optional<at::Tensor>& request,
@@ -225,7 +220,8 @@ SparseMlaWgmmaParams wgmma_params_of(const at::Tensor& q, const LatentCache& cac
 
 SparseMlaResult on_cuda(const at::Tensor& q, SparseMlaWgmmaParams& params) {
   const c10::DeviceGuard guard(q.device());
-  SparseMlaResult result = empty_result(q);
+  SparseMlaResult result{at::empty({q.size(0), q.size(1), kLatentDim}, q.options()),
+                         at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat))};
   params.out = result.out.mutable_data_ptr();
   params.lse = result.lse.mutable_data_ptr<float>();
   check_sparse_mla_wgmma(params);
