@@ -65,7 +65,6 @@ TEST(Journal, GivesBackTheIncreasesOfASequence) {
   const IncreaseMatrix increases = {{}, {1.0 / 3}, {-2e-9, 0}, {1, 2, 3}};
   {
     Journal journal(path, setup_with_seed(1));
-    journal.append_increases(0, {{}, {std::numeric_limits<double>::quiet_NaN()}});  // not kept
     journal.append_increases(2, increases);
   }
   {

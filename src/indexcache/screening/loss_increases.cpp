@@ -6,8 +6,10 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <span>
 
@@ -157,6 +159,17 @@ class SequencePass {
   at::Tensor increases_;  // [N, N] fp64
 };
 
+void check_finite(const IncreaseMatrix& increases, int sequence) {
+  for (const auto& row : increases) {
+    for (const double increase : row) {
+      if (std::isfinite(increase)) continue;
+      throw expectation_error(
+          fmt::format("screening: increases of the loss of sequence {}", sequence),
+          "a finite number", fmt::format("{}", increase));
+    }
+  }
+}
+
 }  // namespace
 
 IncreaseMatrix estimate_increases(const Model& model, const Pattern& start,
@@ -180,6 +193,7 @@ IncreaseMatrix estimate_increases(const Model& model, const Pattern& start,
       SequenceThreads::choose(!model.options().device.is_cpu(), num_threads, sequences.size());
   threads.run(missing, [&](int sequence) {
     by_sequence[sequence] = SequencePass(model, start, sequences[sequence]).run();
+    check_finite(by_sequence[sequence], sequence);
     if (journal != nullptr) journal->append_increases(sequence, by_sequence[sequence]);
     const std::scoped_lock lock(mutex);
     ++done;

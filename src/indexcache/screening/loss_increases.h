@@ -39,8 +39,8 @@ namespace indexcache {
 // Entries whose source is not Full in `start` are 0. The same bits on any number of threads of a
 // CPU (0: as many as libtorch uses). `journal` (may be null) answers for the sequences that it knows
 // and records the others. `on_sequence` (optional) is told how many sequences are done, those of the
-// journal included, by one thread at a time. Throws InputError if no sequence has index_topk tokens
-// or an indexer that `start` needs lacks.
+// journal included, by one thread at a time. Throws InputError if no sequence has index_topk tokens,
+// an indexer that `start` needs lacks, or an increase is not finite.
 IncreaseMatrix estimate_increases(const Model& model, const Pattern& start,
                                   const std::vector<Sequence>& sequences, int num_threads = 0,
                                   Journal* journal = nullptr,

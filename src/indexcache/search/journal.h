@@ -47,7 +47,7 @@ class Journal {
               const std::vector<double>& losses);
   // A sequence's part of the increases, or nullptr.
   const IncreaseMatrix* find_increases(int sequence) const;
-  // Thread-safe.
+  // Thread-safe. All finite.
   void append_increases(int sequence, const IncreaseMatrix& increases);
   bool resumed() const { return !entries_.empty() || !increases_.empty(); }
   // The search is done: deletes the file.
