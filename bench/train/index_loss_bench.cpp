@@ -115,8 +115,7 @@ std::int64_t resident_bytes() {
 }
 
 nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device, int rounds) {
-  // As forward.cpp.
-  const auto chunk = device.is_cuda() ? std::int64_t{1} << 29 : std::int64_t{1} << 21;
+  const auto chunk = attention_chunk_elements(device);
   const auto inputs = make_inputs(tokens, device);
   const auto pass = [&] {
     const auto loss = loss_of(inputs, form, chunk);
