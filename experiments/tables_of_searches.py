@@ -27,9 +27,8 @@ def search(folder):
     greedy = results.json("search/greedy")
     if results.json("search/arms") is None or greedy is None:
         return None
-    parts = []
+    parts, scores = [], results.all_scores("search/eval-*")
     for keep in settings(results, "search")["budgets"]:
-        scores = results.scores(f"search/eval-{settle(keep)}")
         if scores:
             parts.append(f"{keep} of the layers Full:\n\n{search_at(results, scores, keep, num_layers(greedy))}")
     return "\n\n".join(parts) or None
@@ -62,7 +61,8 @@ def effort(folder):
     rows = []
     for strategy, file in found.items():
         compared = ["{} of {}".format(*agreement(file, files[other])) if files[other] else "" for other in ("greedy", "routed")]
-        rows.append([strategy, str(file["evaluations"]), str(file["layer_runs"]), f"{100 * file['layer_run_share']:.0f} %",
+        attentions = f" and {file['attention_runs']} attentions" if "attention_runs" in file else ""
+        rows.append([strategy, str(file["evaluations"]), f"{file['layer_runs']}{attentions}", f"{100 * file['layer_run_share']:.0f} %",
                      f"{arms[strategy]['seconds']:.0f}" if "seconds" in arms.get(strategy, {}) else "", *compared])  # fmt: skip
     head = ["strategy", "evaluations", "layer runs a sequence", "of separate", "seconds, shared device", "as greedy", "as routed"]
     return table(head, rows)

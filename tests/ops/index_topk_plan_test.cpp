@@ -124,18 +124,6 @@ TEST(IndexTopkPlan, RefusesASmallWorkspace) {
   EXPECT_THROW(check_workspace(p, plan), InputError);
 }
 
-TEST(E4m3Value, KnowsTheFormat) {
-  EXPECT_EQ(e4m3_value(0x00), 0);
-  EXPECT_EQ(e4m3_value(0x01), std::ldexp(1, -9));
-  EXPECT_EQ(e4m3_value(0x07), 7 * std::ldexp(1, -9));
-  EXPECT_EQ(e4m3_value(0x08), std::ldexp(1, -6));
-  EXPECT_EQ(e4m3_value(0x38), 1);
-  EXPECT_EQ(e4m3_value(0xBC), -1.5);
-  EXPECT_EQ(e4m3_value(0x7E), 448);
-  EXPECT_TRUE(std::isnan(e4m3_value(0x7F)));
-  EXPECT_TRUE(std::isnan(e4m3_value(0xFF)));
-}
-
 // Two heads against two keys, worked out by hand: only dots above 0 count, the key's scale last.
 TEST(IndexScoreRef, FollowsTheDefinition) {
   constexpr std::uint8_t kOne = 0x38, kMinusTwo = 0xC0, kHalf = 0x30;

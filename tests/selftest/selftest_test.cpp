@@ -183,6 +183,89 @@ TEST(SelfTest, FindsASparseMlaThatShiftsOrReturnsNaN) {
        {"output of another query", [](auto& r) { r.out = r.out.roll(1, 0); }}}));
 }
 
+TEST(SelfTest, FindsAnIndexTopkOverPagesThatPicksTheWrongKey) {
+  const auto wrong = [](at::Tensor sets) {
+    sets[-1][-1] = sets[-1][-1].item<int>() == -1 ? 0 : -1;
+    return sets;
+  };
+  const auto paged = failures_of([&](const SelfTestRun& run) {
+    index_topk_fp8_cases(
+        run, [&](const auto&... arguments) { return wrong(index_topk_paged(arguments...)); });
+  });
+  EXPECT_EQ(num_failed(paged), 4u);
+  const auto contiguous = failures_of([&](const SelfTestRun& run) {
+    index_topk_fp8_cases(run, index_topk_paged, [&](const auto&... arguments) {
+      return wrong(index_topk_fp8(arguments...));
+    });
+  });
+  EXPECT_EQ(num_failed(contiguous), 4u);
+}
+
+TEST(SelfTest, FindsAnIndexQOfWrongValuesOrWeights) {
+  const auto with = [](const std::function<void(IndexQueries&)>& spoil) {
+    return num_failed(failures_of([&](const SelfTestRun& run) {
+      index_q_cases(run, [&](const auto&... arguments) {
+        auto result = index_q(arguments...);
+        spoil(result);
+        return result;
+      });
+    }));
+  };
+  EXPECT_EQ(with([](auto&) {}), 0u);
+  EXPECT_EQ(with([](auto& r) { r.weights = r.weights * 1.5; }), 12u);
+  EXPECT_EQ(with([](auto& r) { r.q = r.q.view(at::kByte).roll(1, -1).view(r.q.scalar_type()); }),
+            12u);
+  EXPECT_EQ(with([](auto& r) { r.q.view(at::kByte)[0][0][100] = 0x7F; }), 12u);
+  EXPECT_EQ(with([](auto& r) { r.q.view(at::kByte)[1][2][0] = 0; }), 12u);  // of a NaN row
+}
+
+TEST(SelfTest, FindsAppendsOfWrongBytesOrPlaces) {
+  const auto keys = [](const std::function<void(const at::Tensor&)>& spoil) {
+    return num_failed(failures_of([&](const SelfTestRun& run) {
+      index_k_append_cases(
+          run, [&](const at::Tensor& keys, const at::Tensor& cos_sin, const at::Tensor& positions,
+                   const at::Tensor& slots, const IndexKeyPages& cache, double amax_floor) {
+            index_k_append(keys, cos_sin, positions, slots, cache, amax_floor);
+            spoil(cache.pages);
+          });
+    }));
+  };
+  EXPECT_EQ(keys([](auto&) {}), 0u);
+  EXPECT_EQ(keys([](auto& pages) { pages.copy_(pages.roll(128, 1)); }), 12u);  // a key further
+  EXPECT_EQ(keys([](auto& pages) { pages.copy_(pages.roll(1, 0)); }), 12u);    // a page further
+  EXPECT_EQ(keys([](auto& pages) { pages.narrow(1, 64 * 128, 256).fill_(0); }), 12u);  // no scales
+  const auto latents = [](const std::function<void(const at::Tensor&)>& spoil) {
+    return num_failed(failures_of([&](const SelfTestRun& run) {
+      latent_append_cases(
+          run, [&](const at::Tensor& latents, const at::Tensor& rope_keys, const at::Tensor& slots,
+                   const at::Tensor& pages, ScaleFormat scale, double amax_floor) {
+            latent_append(latents, rope_keys, slots, pages, scale, amax_floor);
+            spoil(pages);
+          });
+    }));
+  };
+  EXPECT_EQ(latents([](auto&) {}), 0u);
+  EXPECT_EQ(latents([](auto& pages) { pages.copy_(pages.roll(1, 1)); }), 4u);   // a row further
+  EXPECT_EQ(latents([](auto& pages) { pages.narrow(2, -1, 1).zero_(); }), 4u);  // a rope value
+  EXPECT_EQ(latents([](auto& pages) { pages.narrow(2, 100, 1).fill_(1); }), 4u);
+}
+
+TEST(SelfTest, FindsASparseMlaOverPagesThatIsWrong) {
+  const auto shifted = [](SparseMlaResult r) { return SparseMlaResult{r.out.roll(1, -1), r.lse}; };
+  EXPECT_EQ(num_failed(failures_of([&](const SelfTestRun& run) {
+              sparse_mla_paged_cases(run, [&](const auto&... arguments) {
+                return shifted(sparse_mla_paged(arguments...));
+              });
+            })),
+            8u);
+  EXPECT_EQ(num_failed(failures_of([&](const SelfTestRun& run) {
+              sparse_mla_paged_cases(run, sparse_mla_paged, [&](const auto&... arguments) {
+                return shifted(sparse_mla_union(arguments...));
+              });
+            })),
+            8u);
+}
+
 TEST(SelfTest, FindsAnIndexKlOfWrongValueOrGradient) {
   const auto with = [](const std::function<void(IndexKl&)>& spoil) {
     return failures_of([&](const SelfTestRun& run) {

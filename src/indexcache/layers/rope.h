@@ -5,13 +5,9 @@
 
 #include <cstdint>
 
-namespace indexcache {
+#include "indexcache/kernels/rope_style.h"
 
-// Which coordinates form a rotated pair (a, b) -> (a cos - b sin, b cos + a sin).
-enum class RopeStyle {
-  kInterleaved,  // (x[2i], x[2i+1]): the main attention of all models, the indexer of GLM
-  kHalfSplit,    // (x[i], x[i + dim/2]): the indexer of DeepSeek-V3.2
-};
+namespace indexcache {
 
 // The model's frequencies: inv_freq [dim / 2] fp32 (YaRN applied) and the factor on the rotated
 // vectors' length (YaRN's mscale / mscale_all_dim; 1 without).

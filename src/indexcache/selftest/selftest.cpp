@@ -18,9 +18,14 @@ std::vector<SelfTestCase> run_selftest(at::Device device,
                           if (on_case) on_case(results.back());
                         }};
   index_topk_cases(run);
+  index_topk_fp8_cases(run);
   index_overlap_cases(run);
   index_union_cases(run);
   sparse_mla_cases(run);
+  sparse_mla_paged_cases(run);
+  index_q_cases(run);
+  index_k_append_cases(run);
+  latent_append_cases(run);
   index_kl_cases(run);
   selected_attention_cases(run);
   return results;

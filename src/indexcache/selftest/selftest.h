@@ -20,9 +20,13 @@ struct SelfTestCase {
 // compared:
 //   index_topk on lattice inputs (all scores exact in fp32): the sets equal the reference's, ties
 //     included; on random inputs: every key left out scores no more than every key kept, up to the
-//     rounding bound of the two scores; rows ascending, unique, in range, padded with -1;
+//     rounding bound of the two scores; rows ascending, unique, in range, padded with -1; fp8 keys,
+//     contiguous and in shuffled pages, on lattice inputs alike;
 //   index_overlap: the counts equal the reference's;
-//   sparse_mla: outputs and lse within the rounding bound; empty rows exactly 0 and -inf;
+//   sparse_mla: outputs and lse within the rounding bound; empty rows exactly 0 and -inf; from pages
+//     of bf16 and e4m3, by sets and by unions, alike;
+//   index_q, index_k_append, latent_append: every value within half an e4m3 step and the rounding of
+//     its rotation, scales those of their format, NaN rows and untouched slots as defined;
 //   index_kl, selected_attention: values and gradients within the rounding bound; exactly 0 where
 //     a key is seen by nobody;
 //   all: a second run gives the same bits.

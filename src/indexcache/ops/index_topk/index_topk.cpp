@@ -3,9 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 
-#include <algorithm>
+#include <limits>
+#include <optional>
 
 #include "indexcache/base/error.h"
+#include "indexcache/ops/index_topk/index_topk_cuda_params.h"
+#include "indexcache/ops/index_topk/index_topk_fused.h"
 #include "indexcache/ops/index_topk/index_topk_params.h"
 #include "indexcache/ops/torch_pool.h"
 
@@ -45,11 +48,10 @@ void validate(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& wei
   };
   require_bound(start, "start");
   require_bound(end, "end");
-  if (q.size(0) == 0) return;
-  const at::Tensor host_start = start.cpu(), host_end = end.cpu();
+  if (!q.is_cpu()) return;  // to read the ranges back would wait for the device
   for (std::int64_t t = 0; t < q.size(0); ++t) {
-    const std::int32_t first = host_start.const_data_ptr<std::int32_t>()[t];
-    const std::int32_t last = host_end.const_data_ptr<std::int32_t>()[t];
+    const std::int32_t first = start.const_data_ptr<std::int32_t>()[t];
+    const std::int32_t last = end.const_data_ptr<std::int32_t>()[t];
     if (first < 0 || last > keys.size(0)) {
       throw expectation_error(fmt::format("index_topk: range of query {}", t),
                               fmt::format("start >= 0 and end <= {}", keys.size(0)),
@@ -58,13 +60,49 @@ void validate(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& wei
   }
 }
 
+#ifdef INDEXCACHE_CUDA
+// The arguments of the fused kernel; none where it does not take them.
+std::optional<IndexTopkCudaParams> fused_params(const at::Tensor& q, const at::Tensor& keys,
+                                                const at::Tensor& weights, const at::Tensor& start,
+                                                const at::Tensor& end, std::int64_t k) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  const auto aligned = [](const at::Tensor& tensor) {
+    return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  };
+  // One key has any stride.
+  const std::int64_t key_stride = keys.size(0) > 1 ? 2 * keys.stride(0) : 256;
+  const bool takes = q.is_cuda() && q.scalar_type() == at::kBFloat16 && q.size(2) == 128 &&
+                     q.size(1) <= 64 && k <= 2048 && q.size(0) <= kMost && key_stride % 16 == 0 &&
+                     key_stride >= 256 && aligned(q) && aligned(keys);
+  if (!takes) return std::nullopt;
+  return IndexTopkCudaParams{.format = IndexKeyFormat::kBFloat16,
+                             .num_queries = static_cast<std::int32_t>(q.size(0)),
+                             .num_heads = static_cast<std::int32_t>(q.size(1)),
+                             .num_keys = static_cast<std::int32_t>(keys.size(0)),
+                             .top_k = static_cast<std::int32_t>(k),
+                             .q = q.const_data_ptr(),
+                             .keys = keys.const_data_ptr(),
+                             .key_stride = key_stride,
+                             .weights = weights.const_data_ptr<float>(),
+                             .start = start.const_data_ptr<std::int32_t>(),
+                             .end = end.const_data_ptr<std::int32_t>()};
+}
+#endif
+
 }  // namespace
 
 at::Tensor index_topk(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
                       const at::Tensor& start, const at::Tensor& end, std::int64_t k) {
   validate(q, keys, weights, start, end);
   if (k < 1) throw expectation_error("index_topk: k", "at least 1", std::to_string(k));
-  if (!q.is_cpu()) return index_topk_torch(q, keys, weights, start, end, k);
+#ifdef INDEXCACHE_CUDA
+  if (const auto fused = fused_params(q, keys, weights, start, end, k)) {
+    return index_topk_fused(*fused, q.device());
+  }
+#endif
+  if (!q.is_cpu()) {
+    return index_topk_torch(q, keys, weights, start.clamp_min(0), end.clamp_max(keys.size(0)), k);
+  }
 
   at::Tensor out = at::empty({q.size(0), k}, q.options().dtype(at::kInt));
   IndexTopkParams params;

@@ -90,7 +90,4 @@ struct IndexScoreRef {
 IndexScoreRef index_score_ref(const IndexTopkCudaParams& params, std::int64_t query,
                               std::int64_t key);
 
-// What a byte of e4m3 (FN: no infinities, NaN at 0x7F and 0xFF) stands for.
-double e4m3_value(std::uint8_t bits);
-
 }  // namespace indexcache

@@ -2,8 +2,8 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <limits>
 
+#include "indexcache/kernels/e4m3.h"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
 namespace indexcache {
@@ -25,14 +25,6 @@ double element(const IndexTopkCudaParams& p, const void* row, int d) {
 }
 
 }  // namespace
-
-double e4m3_value(std::uint8_t bits) {
-  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-  if (exponent == 15 && mantissa == 7) return std::numeric_limits<double>::quiet_NaN();
-  const double magnitude =
-      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
-  return bits >> 7 ? -magnitude : magnitude;
-}
 
 IndexScoreRef index_score_ref(const IndexTopkCudaParams& p, std::int64_t query, std::int64_t key) {
   const std::int64_t row_bytes = p.format == IndexKeyFormat::kE4M3 ? kDim : 2 * kDim;

@@ -1,9 +1,4 @@
-// Where the latents of keys lie: rows of bf16 or fp8 values, contiguous or in pages. Torch-free.
-//
-//   bf16   1152 bytes a row: 512 latent values, 64 RoPE values
-//   e4m3    656 bytes a row: 512 e4m3 latent values, 4 fp32 scales of 128 latent values each, 64
-//           bf16 RoPE values; latent d is rounded to bf16 twice: e4m3[d] * bf16(scale[d / 128]),
-//           the product to bf16
+// Where the latents of keys lie: rows of kernels/latent_row.h, contiguous or in pages. Torch-free.
 //
 // Key `id` of a request stands in page id >> page_shift, or, with a block table, in page
 // block_table[request * table_stride + (id >> page_shift)], at row id mod 2^page_shift of it:
@@ -14,15 +9,9 @@
 
 #include <cstdint>
 
+#include "indexcache/kernels/latent_row.h"
+
 namespace indexcache {
-
-enum class LatentFormat { kBFloat16, kE4M3 };
-
-constexpr std::int64_t kLatentDim = 512, kRopeDim = 64;
-constexpr std::int64_t latent_row_bytes(LatentFormat format) {
-  return format == LatentFormat::kBFloat16 ? 2 * (kLatentDim + kRopeDim)
-                                           : kLatentDim + 4 * 4 + 2 * kRopeDim;
-}
 
 struct LatentStore {
   LatentFormat format = LatentFormat::kBFloat16;

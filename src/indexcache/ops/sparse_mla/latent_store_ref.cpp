@@ -1,8 +1,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
+#include "indexcache/kernels/e4m3.h"
 #include "indexcache/ops/sparse_mla/latent_store.h"
 
 namespace indexcache {
@@ -14,16 +14,6 @@ float rounded_to_bf16(float value) {
   if (std::isnan(value)) return value;
   const auto bits = std::bit_cast<std::uint32_t>(value);
   return std::bit_cast<float>((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000);
-}
-
-// Sign, 4 bits of exponent with bias 7, 3 of mantissa; all ones is NaN, there is no infinity.
-float from_e4m3(std::uint8_t bits) {
-  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-  if ((bits & 0x7F) == 0x7F) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0
-                              ? std::ldexp(static_cast<float>(mantissa), -9)
-                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return bits & 0x80 ? -magnitude : magnitude;
 }
 
 template <typename T>
@@ -47,7 +37,7 @@ bool read_latent(const LatentStore& store, std::int64_t request, std::int64_t id
   for (std::int64_t d = 0; d < kLatentDim; ++d) {
     if (e4m3) {
       const float scale = rounded_to_bf16(load<float>(from + kLatentDim + d / 128 * 4));
-      values[d] = rounded_to_bf16(from_e4m3(from[d]) * scale);
+      values[d] = rounded_to_bf16(static_cast<float>(e4m3_value(from[d])) * scale);
     } else {
       values[d] = from_bf16(load<std::uint16_t>(from + 2 * d));
     }

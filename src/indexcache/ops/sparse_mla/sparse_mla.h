@@ -19,12 +19,11 @@ struct SparseMlaResult {
 
 // q          [M, h, dim]  fp32 or bf16, contiguous; per head the absorbed latent query, then the
 //                         RoPE part
-// kv         [N, dim]     the dtype of q, rows contiguous (any row stride); per key the latent,
-// then
+// kv         [N, dim]     the dtype of q, rows contiguous (any row stride); per key the latent, then
 //                         the RoPE key
-// indices    [M, k]       int32 rows of kv, contiguous, any order; entries < 0 anywhere are
-// skipped;
-//                         >= N is an error. Duplicates count as often as they occur.
+// indices    [M, k]       int32 rows of kv, contiguous, any order; entries < 0 anywhere are skipped;
+//                         >= N is an error on the CPU, skipped on CUDA, where nothing is read back.
+//                         Duplicates count as often as they occur.
 // value_dim  1..dim
 // An empty row gives out 0 and lse -inf. A row of kv that a query did not select never changes its
 // output bits. In the kernels the accumulation order depends on the row's own indices only: chunking

@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(kThreads) sparse_mla_simt(SparseMlaParams para
   for (std::int64_t tile = 0; tile < params.top_k; tile += kTile) {
     __syncthreads();
     for (int i = threadIdx.x; i < kTile; i += kThreads) {
-      shared.rows[i] = tile + i < params.top_k ? indices[tile + i] : -1;
+      const std::int32_t row = tile + i < params.top_k ? indices[tile + i] : -1;
+      shared.rows[i] = row < params.num_keys ? row : -1;
     }
     __syncthreads();
     tile_logits<T>(params, shared, q);
