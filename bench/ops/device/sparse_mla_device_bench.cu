@@ -15,16 +15,16 @@
 #include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
+#include "ops/device/expand_latents.cuh"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
-// defines them is linked in; indices are slots. Prefill: latents bf16, or e4m3 that are converted to
-// bf16 first, in the time. Decode: e4m3 in pages of 64.
+// defines them is linked in; indices are slots. Prefill: latents in bf16; e4m3 ones are converted to
+// that first, in the time. Decode: e4m3 in pages of 64.
 extern "C" {
 using SparseMlaPeer = void(const void* q, const void* kv, const int* indices, int queries, int keys,
                            int heads, int top_k, float scale, void* out, float* lse,
                            cudaStream_t stream);
-__attribute__((weak)) SparseMlaPeer sparse_mla_prefill_peer, sparse_mla_prefill_e4m3_peer,
-    sparse_mla_decode_peer;
+__attribute__((weak)) SparseMlaPeer sparse_mla_prefill_peer, sparse_mla_decode_peer;
 }
 
 namespace indexcache::bench {
@@ -139,6 +139,7 @@ std::vector<Sets> real_sets(const std::string& path) {
 struct Buffers {
   void *q = random_values(kQueries * 128 * 1152), *out = random_values(kQueries * 128 * 1024);
   float* lse = device_memory<float>(kQueries * 128);
+  char* expanded = device_memory<char>(kKeys * latent_row_bytes(LatentFormat::kBFloat16));
 };
 
 SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const Buffers& b,
@@ -180,14 +181,14 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
 }
 
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
+  if (!sparse_mla_prefill_peer) return;
   const bool e4m3 = kv.format == LatentFormat::kE4M3;
-  SparseMlaPeer* const peer = e4m3 ? sparse_mla_prefill_e4m3_peer : sparse_mla_prefill_peer;
-  if (!peer) return;
   const double selected = static_cast<double>(kQueries * s.top_k);
   suite.add({std::string("peer prefill ") + (e4m3 ? "e4m3" : "bf16") + " 64 heads " + s.name,
              2.0 * selected * 64 * 1088, 1152.0 * selected, [=](cudaStream_t stream) {
-               peer(b.q, kv.data, s.indices, kQueries, kKeys, 64, static_cast<int>(s.top_k), 0.04f,
-                    b.out, b.lse, stream);
+               if (e4m3) expand_latents(kv.data, kKeys, b.expanded, stream);
+               sparse_mla_prefill_peer(b.q, e4m3 ? b.expanded : kv.data, s.indices, kQueries, kKeys,
+                                       64, static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
              }});
 }
 
