@@ -45,4 +45,11 @@ __device__ inline void store_16(std::uint32_t to_shared, uint4 v) {
                : "memory");
 }
 
+// The address is a multiple of 8.
+__device__ inline uint2 load_8(std::uint32_t shared) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(shared) : "memory");
+  return v;
+}
+
 }  // namespace indexcache::device

@@ -53,6 +53,18 @@ __device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, in
       accumulate);
 }
 
+// o += weights kv over 16 keys, 128 columns at a time.
+template <typename Weights>
+__device__ inline void multiply_values(float (&o)[128], Weights weights, std::uint64_t values) {
+#ifdef N256
+  wgmma_64x256_columns(o, weights, values, true);
+#else
+  constexpr int kNext = (2 * kBlockBytes) >> 4;
+  wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[0]), weights, values, true);
+  wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[64]), weights, values + kNext, true);
+#endif
+}
+
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
 // o += weights kv, begun only.
@@ -61,7 +73,7 @@ __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weigh
   const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, weights + 4 * step, operand + step * kValueStep, true);
+    multiply_values(o, weights + 4 * step, operand + step * kValueStep);
   wgmma_commit();
 }
 __device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
@@ -70,7 +82,7 @@ __device__ inline void begin_values(float (&o)[128], const unsigned char* weight
                       right = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, left + 2 * step, right + step * kValueStep, true);
+    multiply_values(o, left + 2 * step, right + step * kValueStep);
   wgmma_commit();
 }
 
@@ -83,15 +95,18 @@ __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup)
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
 // Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
-// on; and what that does to earlier sums.
+// on before the weights are computed; and what that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
                                   RowState& state, const float (&before)[2], Shared& shared,
-                                  float scale, int thread) {
+                                  BarrierId handed_on, float scale, int thread) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    rescale[i] = weigh_row(s, i, scale, before[i], state);
+    rescale[i] = raise_to_logits(s, i, scale, before[i], state);
     if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
   }
+  arrive(handed_on);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
   pack_weights(s, weights);
 }
 
@@ -143,27 +158,30 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
       mask_logits(s, selected);
-      weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
-      arrive(kLeftMax);
+      weigh_tile(s, weights, rescale, state, state.max, shared, kLeftMax, scale, thread);
       rescale_values(o, rescale);
       if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values(o, weights, shared.kv[0]);
-      wgmma_wait<0>();
-      wgmma_pin(o);
-      release(&shared.empty[0][kLeftPart]);
 
+      // While that runs: the weights that the other half needs.
       await(kRightMax);
 #pragma unroll
       for (int i = 0; i < 2; ++i) rescale[i] = raise_max(shared.max[row_of(thread, i)], i, state);
       if (changes(rescale)) {
+        std::uint32_t raised[16];  // the product still reads the others
         scale_weights(s, rescale);
-        pack_weights(s, weights);
+        pack_weights(s, raised);
+        store_weights(left_weights(shared), raised, thread);
+      } else {
+        store_weights(left_weights(shared), weights, thread);
       }
-      store_weights(left_weights(shared), weights, thread);
       fence_for_wgmma();
       arrive(kLeftWeights);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kLeftPart]);
       rescale_values(o, rescale);
 
       await(kRightWeights);
@@ -251,16 +269,15 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
 
       await(kLeftMax);
       read_max(before, shared, thread);
-      weigh_tile(s, weights, rescale, state, before, shared, scale, thread);
-      arrive(kRightMax);
+      weigh_tile(s, weights, rescale, state, before, shared, kRightMax, scale, thread);
+      store_weights(shared.weights, weights, thread);
+      fence_for_wgmma();
+      arrive(kRightWeights);
       rescale_values(o, rescale);
       if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values(o, weights, values[1]);
-      store_weights(shared.weights, weights, thread);
-      fence_for_wgmma();
-      arrive(kRightWeights);
 
       await(kLeftWeights);
       if (kUnion && shared.poisoned[0]) {
@@ -290,7 +307,9 @@ __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      mbarrier_init(&shared.full[t.tile][t.part], full_arrivals<kFormat>(t));
+      const bool raw = kFormat == LatentFormat::kE4M3;
+      mbarrier_init(&shared.full[t.tile][t.part], raw ? kWarpgroup : copy_arrivals(t));
+      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
@@ -301,10 +320,13 @@ __device__ inline void prepare(Shared& shared) {
   __syncthreads();
 }
 
-constexpr int kAttendRegisters = 208, kGatherRegisters = 88;
+constexpr int kAttendRegisters = 208;
+template <LatentFormat kFormat>
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
+constexpr int kConvertRegisters = 48;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
   extern __shared__ unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
@@ -319,16 +341,19 @@ __global__ void __launch_bounds__(kThreads, 1)
       take_registers<kAttendRegisters>();
       attend_right<kKind, kSplit>(p, shared);
       break;
-    default:
-      give_registers<kGatherRegisters>();
-      if constexpr (kFormat == LatentFormat::kBFloat16) {
-        gather_bf16<kKind, kSplit>(p, shared);
-      } else {
-        gather_e4m3<kKind, kSplit>(p, shared);
+    case 2:
+      give_registers<kGatherRegisters<kFormat>>();
+      gather<kKind, kFormat, kSplit>(p, shared);
+      break;
+    case 3:
+      if constexpr (kFormat == LatentFormat::kE4M3) {
+        give_registers<kConvertRegisters>();
+        convert<kKind, kSplit>(p, shared);
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    combine_cluster(p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+    combine_cluster<kThreads<kFormat> / kWarpgroup>(
+        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
   }
 }
 
@@ -352,7 +377,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   cluster.val.clusterDim = {kSplit == EntrySplit::kCluster ? kClusterCtas : 1u, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(kThreads<kFormat>);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
   config.attrs = &cluster;

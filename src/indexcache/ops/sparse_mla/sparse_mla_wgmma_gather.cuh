@@ -26,11 +26,8 @@ __device__ constexpr TilePart part_in_order(int i) {
 // The second part of each tile in that order brings the tile's masks.
 __device__ constexpr bool brings_masks(int i) { return i >= 2; }
 
-// Arrivals that complete a part: of all threads' copies, and of those that wrote masks (bf16) or
-// values (e4m3).
-template <LatentFormat kFormat>
-__device__ constexpr int full_arrivals(TilePart t) {
-  if (kFormat == LatentFormat::kE4M3) return t.part == kRightPart ? 2 * kWarpgroup : kWarpgroup;
+// Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
+__device__ constexpr int copy_arrivals(TilePart t) {
   const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
   return kWarpgroup + (masks ? kGatherWarps : 0);
 }
@@ -46,6 +43,13 @@ struct Found {
 // 4 r + s that of row 16 r + 4 warp + s of tile T. A look-up has two reads, one after the other: the
 // entry and, in pages, the block table. Each is asked for a pair before it is used, so none is
 // waited for.
+#ifdef PREFETCH
+__device__ inline void prefetch_latent(const unsigned char* from, int bytes) {
+#pragma unroll
+  for (int at = 0; at < bytes; at += 128)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from + at)) : "memory");
+}
+#endif
 template <EntryKind kKind, EntrySplit kSplit>
 class KeyFinder {
  public:
@@ -61,6 +65,11 @@ class KeyFinder {
     const std::int64_t offset = page_ * p_.kv.page_stride + row * p_.kv.row_stride;
     const bool present = mask_ != 0 && page_ >= 0;
     const Found found = {present ? offset : -1, present ? mask_ : 0};
+#ifdef PREFETCH
+    if (present)
+      prefetch_latent(static_cast<const unsigned char*>(p_.kv.data) + offset,
+                      p_.kv.format == LatentFormat::kE4M3 ? 656 : 1152);
+#endif
     ask_page();
     ask_entry();
     return found;
@@ -143,11 +152,52 @@ __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w
   mbarrier_arrive_after_copies(&shared.q_full);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared) {
+constexpr int kPartBlocks = 4;  // of values
+// Where the eight e4m3 values `eighth` of a part's row stand before they are converted: in the
+// second half of its place, so that the lanes of two rows reach all banks.
+__device__ constexpr int raw_offset(int row, int eighth) {
+  const int chunk = eighth / 2 ^ row % 2 * 4;
+  return (2 + chunk / 8) * kBlockBytes + row * 128 + chunk % 8 * 16 + eighth % 2 * 8;
+}
+
+// The first of a part's four blocks of values.
+__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
+  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
+
+// A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
+// their bf16 values will stand in the same row, the row's scales to the first half.
+template <LatentFormat kFormat>
+__device__ inline void copy_row(std::uint32_t tile, Part part, int row, const unsigned char* latent,
+                                bool present, std::uint64_t policy, int lane) {
+  const std::uint32_t to = values_of(tile, part);
+  if constexpr (kFormat == LatentFormat::kBFloat16) {
+#pragma unroll
+    for (int block = 0; block < (part == kLeftPart ? kLeftBlocks : kBlocks - kLeftBlocks);
+         ++block) {
+      copy_16(to + block * kBlockBytes + swizzled_offset(row, lane),
+              latent + 512 * part + 128 * block + 16 * lane, present, policy);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      copy_16(to + raw_offset(row, 16 * i + 2 * lane), latent + 256 * part + 128 * i + 16 * lane,
+              present, policy);
+    }
+    if (lane == 0) copy_16(to + swizzled_offset(row, 0), latent + kLatentDim, present, policy);
+    if (part == kRightPart) {
+      copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              latent + kLatentDim + 16 + 16 * lane, present, policy);
+    }
+  }
+}
+
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
+__device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
+  const auto* data = static_cast<const unsigned char*>(p.kv.data);
+  auto& landed = kFormat == LatentFormat::kE4M3 ? shared.raw : shared.full;
   const std::uint64_t policy = keep_in_l2();
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
@@ -155,29 +205,23 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
   KeyFinder<kKind, kSplit> finder(p);
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
-    const bool both = walk.tile + 1 < walk.work.tile_end;  // or tile 1 is not looked at
+    const bool both = walk.has_both();
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
-      const std::uint32_t to = shared_address(shared.kv[tile]) + swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
       if (tile == 0 || both) {
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
           const std::int64_t offset = row_offset(found, tile, round);
-          const unsigned char* from = data + max(offset, std::int64_t{0});
-#pragma unroll
-          for (int block = part == kLeftPart ? 0 : kLeftBlocks;
-               block < (part == kLeftPart ? kLeftBlocks : kBlocks); ++block) {
-            copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
-                    offset >= 0, policy);
-          }
+          copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
+                            data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
         }
       }
-      mbarrier_arrive_after_copies(&shared.full[tile][part]);
+      mbarrier_arrive_after_copies(&landed[tile][part]);
       if (brings_masks(i)) {
         write_masks<kKind>(shared.masks[tile], tile, found);
-        if (thread % 32 == 0) mbarrier_arrive(&shared.full[tile][part]);
+        if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }
     }
     more = walk.next_pair();
@@ -186,91 +230,72 @@ __device__ inline void gather_bf16(const SparseMlaWgmmaParams& p, Shared& shared
   wait_for_copies();
 }
 
-// What a thread has of a part's e4m3 latents: in each of its rows 32 of the 128 that share a scale,
-// in two chunks of 16. Lanes 0 to 3 of a row take the part's first 128, the others the second.
-struct RawPart {
-  uint4 chunks[kRowRounds][2];
-  float scales[kRowRounds];
+// A lane's part of a row's part: eight e4m3 values of each block, and two scales.
+struct RawRow {
+  uint2 values[kPartBlocks], scales;
 };
-__device__ inline int raw_chunk(Part part, int lane, int i) {
-  return 16 * part + 8 * (lane / 4) + 4 * i + lane % 4;
-}
-
-__device__ inline void fetch_row(RawPart& raw, int round, const unsigned char* data,
-                                 std::int64_t offset, Part part, int lane) {
-  const unsigned char* row = data + max(offset, std::int64_t{0});
+__device__ inline RawRow read_raw(std::uint32_t values, Part part, int row, int lane) {
+  RawRow raw;
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    raw.chunks[round][i] = read_16(row + 16 * raw_chunk(part, lane, i), offset >= 0);
-  raw.scales[round] = read_4(row + kLatentDim + 4 * (2 * part + lane / 4), offset >= 0);
+  for (int block = 0; block < kPartBlocks; ++block)
+    raw.values[block] = load_8(values + raw_offset(row, 8 * block + lane));
+  raw.scales = load_8(values + swizzled_offset(row, 0) + 8 * part);
+  return raw;
 }
 
-// A chunk of 16 as two of bf16, where they stand in the tile. Half of a row's lanes write their
-// second one first: eight lanes then reach all banks.
-__device__ inline void store_chunk(std::uint32_t tile, int row, int chunk, bool second_first,
-                                   uint4 raw, std::uint32_t factor) {
-  const uint2 halves[2] = {second_first ? make_uint2(raw.z, raw.w) : make_uint2(raw.x, raw.y),
-                           second_first ? make_uint2(raw.x, raw.y) : make_uint2(raw.z, raw.w)};
-  const std::uint32_t block = tile + chunk / 4 * kBlockBytes;
+__device__ inline void write_converted(std::uint32_t values, int row, int lane, const RawRow& raw) {
+  std::uint32_t scales[2], moved[2], largest = 0;
+  bool rare = false;
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    store_16(block + swizzled_offset(row, chunk % 4 * 2 + (i ^ static_cast<int>(second_first))),
-             e4m3_to_bf16(halves[i], factor));
+  for (int i = 0; i < 2; ++i) {
+    const float scale = __uint_as_float(i == 0 ? raw.scales.x : raw.scales.y);
+    scales[i] = pack_bf16(scale, scale);
+    moved[i] = scale_of_moved(scales[i]);
+    rare |= !is_finite_bf16(moved[i]);
+  }
+  const std::uint32_t to = values + swizzled_offset(row, lane);
+#pragma unroll
+  for (int block = 0; block < kPartBlocks; ++block) {
+    store_16(to + block * kBlockBytes,
+             e4m3_to_bf16_quick(raw.values[block], moved[block / 2], largest));
+  }
+  rare |= (largest & 0xFFFF) == kE4m3Nan || largest >> 16 == kE4m3Nan;
+  if (!__any_sync(0xFFFFFFFF, rare)) return;
+#pragma unroll
+  for (int block = 0; block < kPartBlocks; ++block)
+    store_16(to + block * kBlockBytes, e4m3_to_bf16(raw.values[block], scales[block / 2]));
 }
 
-// Latents are fetched into registers a part before they are stored: each row's are asked for as
-// soon as those of the part before are converted.
+// Eight lanes of one warp share a row: all have read it before any writes, and they read the next
+// before that.
+__device__ inline void convert_part(std::uint32_t tile, Part part, int first, int lane) {
+  const std::uint32_t values = values_of(tile, part);
+  RawRow next = read_raw(values, part, first, lane);
+#pragma unroll
+  for (int round = 0; round < kRowRounds; ++round) {
+    const RawRow raw = next;
+    const int row = first + round * kRowsAtOnce;
+    if (round + 1 < kRowRounds) next = read_raw(values, part, row + kRowsAtOnce, lane);
+    __syncwarp();
+    write_converted(values, row, lane, raw);
+  }
+}
+
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  const auto* data = static_cast<const unsigned char*>(p.kv.data);
   Walk<kKind, kSplit> walk(p);
-  bool more = walk.next_pair();
-  if (more) load_queries(p, walk.work, shared, 0);
-  KeyFinder<kKind, kSplit> finder(p);
-  Found found = finder.next(), next = found;
-  RawPart raw;
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round)
-    fetch_row(raw, round, data, row_offset(found, 0, round), kLeftPart, lane);
-  for (int n = 0, works = 1; more; ++n) {
+  for (int n = 0; walk.next_pair(); ++n) {
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
-      const auto [next_tile, next_part] = part_in_order((i + 1) % kPairParts);
-      const std::uint32_t to = shared_address(shared.kv[tile]);
-      if (i == 3) next = finder.next();
-      mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
-      if (part == kRightPart) {
-#pragma unroll
-        for (int round = 0; round < kRowRounds; ++round) {
-          const std::int64_t offset = row_offset(found, tile, round);
-          copy_16(
-              to + kLatentBlocks * kBlockBytes + swizzled_offset(first + round * kRowsAtOnce, lane),
-              data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
-        }
-        mbarrier_arrive_after_copies(&shared.full[tile][kRightPart]);
-      }
-#pragma unroll
-      for (int round = 0; round < kRowRounds; ++round) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          store_chunk(to, first + round * kRowsAtOnce, raw_chunk(part, lane, half), lane >= 4,
-                      raw.chunks[round][half], pack_bf16(raw.scales[round], raw.scales[round]));
-        }
-        fetch_row(raw, round, data, row_offset(i == 3 ? next : found, next_tile, round), next_part,
-                  lane);
-        __syncwarp();  // or the compiler moves all reads to the end of the part
-      }
-      if (brings_masks(i)) write_masks<kKind>(shared.masks[tile], tile, found);
+      mbarrier_wait(&shared.raw[tile][part], n & 1);
+      if (tile == 0 || walk.has_both())
+        convert_part(shared_address(shared.kv[tile]), part, first, lane);
       mbarrier_arrive(&shared.full[tile][part]);
     }
-    found = next;
-    more = walk.next_pair();
-    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
-  wait_for_copies();
 }
 
 }  // namespace indexcache::device

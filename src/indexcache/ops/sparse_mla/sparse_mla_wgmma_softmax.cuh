@@ -54,6 +54,13 @@ __device__ inline std::uint32_t selected_columns(const std::uint32_t (&masks)[4]
   return bits;
 }
 
+// The top bit of byte `byte` 32 times. (__byte_perm takes no selectors that spread a sign.)
+__device__ inline std::uint32_t spread_top_bit(std::uint32_t word, int byte) {
+  std::uint32_t all;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(all) : "r"(word), "r"(0x8888 + 0x1111 * byte));
+  return all;
+}
+
 // Logits of unselected keys to -inf.
 __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
   if (!__any_sync(0xFFFFFFFF, selected != 0xFFFFFFFF)) return;
@@ -62,7 +69,7 @@ __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
     const std::uint32_t tops = selected << shift;  // four bits, each the top one of a byte
 #pragma unroll
     for (int byte = 0; byte < 4; ++byte) {
-      const std::uint32_t all = __byte_perm(tops, 0, 0x8888 + 0x1111 * byte);  // that bit 32 times
+      const std::uint32_t all = spread_top_bit(tops, byte);
       const int bit = 8 * byte + 7 - shift, column = bit % 16;
       float& logit = s[4 * (column / 2) + 2 * (bit / 16) + column % 2];
       logit = __uint_as_float((__float_as_uint(logit) & all) | (0xFF800000u & ~all));
@@ -73,17 +80,25 @@ __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
 // What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
 __device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
 
-// Turns one row's logits into weights against the maximum of them and `before`; returns the factor
-// of what was summed against the row's old one.
-__device__ inline float weigh_row(float (&s)[32], int i, float scale, float before,
-                                  RowState& state) {
+// Raises a row's maximum to those of its logits and of `before`; returns the factor of what was
+// summed against the old one.
+__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale, float before,
+                                        RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
   max = fmaxf(before, max * scale);
-  const float origin = origin_of(max), rescale = exp2_fast(state.max[i] - origin);
+  const float rescale = exp2_fast(state.max[i] - origin_of(max));
+  state.max[i] = max;
+  return rescale;
+}
+
+// Turns one row's logits into weights against its maximum.
+__device__ inline void weigh_row(float (&s)[32], int i, float scale, float rescale,
+                                 RowState& state) {
+  const float origin = origin_of(state.max[i]);
   float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -94,9 +109,7 @@ __device__ inline float weigh_row(float (&s)[32], int i, float scale, float befo
       sums[e] += weight;
     }
   }
-  state.max[i] = max;
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
-  return rescale;
 }
 
 // The same weights against the maximum that another tile raised to `max`.
