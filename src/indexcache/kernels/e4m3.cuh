@@ -37,28 +37,4 @@ __device__ inline uint4 e4m3_to_bf16(uint2 raw, std::uint32_t scale) {
   return make_uint4(pair(raw.x, 0), pair(raw.x, 16), pair(raw.y, 0), pair(raw.y, 16));
 }
 
-// The quick way, by moving bits: sign, exponent and mantissa stand in bf16 as they do in e4m3, which
-// makes the value 2^-120 times as large. NaN becomes 480: `largest`, of the magnitudes in e4m3, tells.
-constexpr std::uint32_t kE4m3Nan = 0x7F;
-// scale, a bf16 twice, times 2^120: exact, or inf where scale is 256 and up.
-__device__ inline std::uint32_t scale_of_moved(std::uint32_t scale) {
-  return multiply_bf16x2(scale, 0x7B807B80);
-}
-__device__ inline bool is_finite_bf16(std::uint32_t twice) { return (twice & 0x7F80) != 0x7F80; }
-
-// Two bytes in the halves of a word. Products in place of shifts: the units of logic are busier.
-__device__ inline std::uint32_t move_e4m3(std::uint32_t halves, std::uint32_t& largest) {
-  const std::uint32_t magnitude = halves & 0x007F007F;
-  asm("max.u16x2 %0, %0, %1;" : "+r"(largest) : "r"(magnitude));
-  return halves * 256 - magnitude * 240;
-}
-__device__ inline uint4 e4m3_to_bf16_quick(uint2 raw, std::uint32_t moved_scale,
-                                           std::uint32_t& largest) {
-  const auto pair = [&](std::uint32_t word, std::uint32_t bytes) {
-    return multiply_bf16x2(move_e4m3(__byte_perm(word, 0, bytes), largest), moved_scale);
-  };
-  return make_uint4(pair(raw.x, 0x4140), pair(raw.x, 0x4342), pair(raw.y, 0x4140),
-                    pair(raw.y, 0x4342));
-}
-
 }  // namespace indexcache::device

@@ -244,26 +244,14 @@ __device__ inline RawRow read_raw(std::uint32_t values, Part part, int row, int 
 }
 
 __device__ inline void write_converted(std::uint32_t values, int row, int lane, const RawRow& raw) {
-  std::uint32_t scales[2], moved[2], largest = 0;
-  bool rare = false;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float scale = __uint_as_float(i == 0 ? raw.scales.x : raw.scales.y);
-    scales[i] = pack_bf16(scale, scale);
-    moved[i] = scale_of_moved(scales[i]);
-    rare |= !is_finite_bf16(moved[i]);
-  }
+  const float scales[2] = {__uint_as_float(raw.scales.x), __uint_as_float(raw.scales.y)};
   const std::uint32_t to = values + swizzled_offset(row, lane);
 #pragma unroll
   for (int block = 0; block < kPartBlocks; ++block) {
-    store_16(to + block * kBlockBytes,
-             e4m3_to_bf16_quick(raw.values[block], moved[block / 2], largest));
+    store_16(
+        to + block * kBlockBytes,
+        e4m3_to_bf16(raw.values[block], pack_bf16(scales[block / 2], scales[block / 2])));
   }
-  rare |= (largest & 0xFFFF) == kE4m3Nan || largest >> 16 == kE4m3Nan;
-  if (!__any_sync(0xFFFFFFFF, rare)) return;
-#pragma unroll
-  for (int block = 0; block < kPartBlocks; ++block)
-    store_16(to + block * kBlockBytes, e4m3_to_bf16(raw.values[block], scales[block / 2]));
 }
 
 // Eight lanes of one warp share a row: all have read it before any writes, and they read the next
