@@ -45,6 +45,14 @@ __device__ inline void store_16(std::uint32_t to_shared, uint4 v) {
                : "memory");
 }
 
+__device__ inline uint4 load_16(std::uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
 // The address is a multiple of 8.
 __device__ inline uint2 load_8(std::uint32_t shared) {
   uint2 v;

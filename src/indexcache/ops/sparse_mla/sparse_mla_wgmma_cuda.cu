@@ -309,7 +309,7 @@ __device__ inline void prepare(Shared& shared) {
       const TilePart t = part_in_order(i);
       const bool raw = kFormat == LatentFormat::kE4M3;
       mbarrier_init(&shared.full[t.tile][t.part], raw ? kWarpgroup : copy_arrivals(t));
-      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
+      mbarrier_init(&shared.raw[t.tile][t.part], kGatherWarps);
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
@@ -322,14 +322,14 @@ __device__ inline void prepare(Shared& shared) {
 
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
-constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
-constexpr int kConvertRegisters = 48;
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 40 : 88;
+constexpr int kConvertRegisters = 56;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
-  extern __shared__ unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared*>(memory);
   prepare<kFormat>(shared);
   // A launch has 3 x 168 registers for three threads: 208 + 208 + 88.
   switch (threadIdx.x / kWarpgroup) {
@@ -343,12 +343,16 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       break;
     case 2:
       give_registers<kGatherRegisters<kFormat>>();
-      gather<kKind, kFormat, kSplit>(p, shared);
+      if constexpr (kFormat == LatentFormat::kE4M3) {
+        gather_raw<kKind, kSplit>(p, shared);
+      } else {
+        gather<kKind, kSplit>(p, shared);
+      }
       break;
     case 3:
       if constexpr (kFormat == LatentFormat::kE4M3) {
         give_registers<kConvertRegisters>();
-        convert<kKind, kSplit>(p, shared);
+        convert(shared);
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
@@ -367,9 +371,9 @@ int multiprocessors() {
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   const auto kernel = sparse_mla_kernel<kKind, kFormat, kSplit>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-      "sparse_mla");
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(sizeof(Shared))),
+             "sparse_mla");
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
   if (kSplit == EntrySplit::kWhole) ctas = std::min<std::int64_t>(ctas, multiprocessors());
   cudaLaunchAttribute cluster;
@@ -378,7 +382,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
   config.blockDim = dim3(kThreads<kFormat>);
-  config.dynamicSmemBytes = kSharedBytes;
+  config.dynamicSmemBytes = static_cast<int>(sizeof(Shared));
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;

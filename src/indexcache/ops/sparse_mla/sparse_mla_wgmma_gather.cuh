@@ -152,52 +152,11 @@ __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w
   mbarrier_arrive_after_copies(&shared.q_full);
 }
 
-constexpr int kPartBlocks = 4;  // of values
-// Where the eight e4m3 values `eighth` of a part's row stand before they are converted: in the
-// second half of its place, so that the lanes of two rows reach all banks.
-__device__ constexpr int raw_offset(int row, int eighth) {
-  const int chunk = eighth / 2 ^ row % 2 * 4;
-  return (2 + chunk / 8) * kBlockBytes + row * 128 + chunk % 8 * 16 + eighth % 2 * 8;
-}
-
-// The first of a part's four blocks of values.
-__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
-  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
-}
-
-// A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
-// their bf16 values will stand in the same row, the row's scales to the first half.
-template <LatentFormat kFormat>
-__device__ inline void copy_row(std::uint32_t tile, Part part, int row, const unsigned char* latent,
-                                bool present, std::uint64_t policy, int lane) {
-  const std::uint32_t to = values_of(tile, part);
-  if constexpr (kFormat == LatentFormat::kBFloat16) {
-#pragma unroll
-    for (int block = 0; block < (part == kLeftPart ? kLeftBlocks : kBlocks - kLeftBlocks);
-         ++block) {
-      copy_16(to + block * kBlockBytes + swizzled_offset(row, lane),
-              latent + 512 * part + 128 * block + 16 * lane, present, policy);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      copy_16(to + raw_offset(row, 16 * i + 2 * lane), latent + 256 * part + 128 * i + 16 * lane,
-              present, policy);
-    }
-    if (lane == 0) copy_16(to + swizzled_offset(row, 0), latent + kLatentDim, present, policy);
-    if (part == kRightPart) {
-      copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
-              latent + kLatentDim + 16 + 16 * lane, present, policy);
-    }
-  }
-}
-
-template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
+template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  const auto* data = static_cast<const unsigned char*>(p.kv.data);
-  auto& landed = kFormat == LatentFormat::kE4M3 ? shared.raw : shared.full;
+  const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
   const std::uint64_t policy = keep_in_l2();
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
@@ -205,23 +164,29 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   KeyFinder<kKind, kSplit> finder(p);
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
-    const bool both = walk.has_both();
+    const bool both = walk.has_both();  // or tile 1 is not looked at
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
+      const std::uint32_t to = shared_address(shared.kv[tile]) + swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
       if (tile == 0 || both) {
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
           const std::int64_t offset = row_offset(found, tile, round);
-          copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
-                            data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
+          const unsigned char* from = data + max(offset, std::int64_t{0});
+#pragma unroll
+          for (int block = part == kLeftPart ? 0 : kLeftBlocks;
+               block < (part == kLeftPart ? kLeftBlocks : kBlocks); ++block) {
+            copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
+                    offset >= 0, policy);
+          }
         }
       }
-      mbarrier_arrive_after_copies(&landed[tile][part]);
+      mbarrier_arrive_after_copies(&shared.full[tile][part]);
       if (brings_masks(i)) {
         write_masks<kKind>(shared.masks[tile], tile, found);
-        if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
+        if (thread % 32 == 0) mbarrier_arrive(&shared.full[tile][part]);
       }
     }
     more = walk.next_pair();
@@ -230,58 +195,157 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   wait_for_copies();
 }
 
-// A lane's part of a row's part: eight e4m3 values of each block, and two scales.
-struct RawRow {
-  uint2 values[kPartBlocks], scales;
-};
-__device__ inline RawRow read_raw(std::uint32_t values, Part part, int row, int lane) {
-  RawRow raw;
-#pragma unroll
-  for (int block = 0; block < kPartBlocks; ++block)
-    raw.values[block] = load_8(values + raw_offset(row, 8 * block + lane));
-  raw.scales = load_8(values + swizzled_offset(row, 0) + 8 * part);
-  return raw;
+// e4m3: a part's values are copied as they are to the second half of their place, 256 bytes a row,
+// the RoPE block unswizzled, and converted from there.
+constexpr int kRawBytes = 256;
+__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
+  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
+__device__ inline std::uint32_t raw_of(std::uint32_t tile, Part part, int row) {
+  return values_of(tile, part) + 2 * kBlockBytes + row * kRawBytes;
+}
+__device__ inline std::uint32_t rope_of(std::uint32_t tile, int row) {
+  return tile + kLatentBlocks * kBlockBytes + row * 128;
 }
 
-__device__ inline void write_converted(std::uint32_t values, int row, int lane, const RawRow& raw) {
-  const float scales[2] = {__uint_as_float(raw.scales.x), __uint_as_float(raw.scales.y)};
-  const std::uint32_t to = values + swizzled_offset(row, lane);
-#pragma unroll
-  for (int block = 0; block < kPartBlocks; ++block) {
-    store_16(
-        to + block * kBlockBytes,
-        e4m3_to_bf16(raw.values[block], pack_bf16(scales[block / 2], scales[block / 2])));
-  }
+__device__ inline void write_zeros(std::uint32_t to, int bytes) {
+  for (int at = 0; at < bytes; at += 16) store_16(to + at, {});
 }
 
-// Eight lanes of one warp share a row: all have read it before any writes, and they read the next
-// before that.
-__device__ inline void convert_part(std::uint32_t tile, Part part, int first, int lane) {
-  const std::uint32_t values = values_of(tile, part);
-  RawRow next = read_raw(values, part, first, lane);
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const RawRow raw = next;
-    const int row = first + round * kRowsAtOnce;
-    if (round + 1 < kRowRounds) next = read_raw(values, part, row + kRowsAtOnce, lane);
-    __syncwarp();
-    write_converted(values, row, lane, raw);
+// A lane copies the row whose key it found.
+__device__ inline void copy_raw(const unsigned char* data, Shared& shared, TilePart t,
+                                const Found& found, std::uint64_t policy) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
+  const int row = lane % 16 / 4 * 16 + 4 * warp + lane % 4;
+  const bool mine = lane / 16 == t.tile, present = mine && found.offset >= 0;
+  const std::uint32_t tile = shared_address(shared.kv[t.tile]), raw = raw_of(tile, t.part, row);
+  if (mine && !present) {
+    write_zeros(raw, kRawBytes);
+    if (t.part == kRightPart) write_zeros(rope_of(tile, row), 128);
   }
+  const int rows = __popc(__ballot_sync(0xFFFFFFFF, present));  // a barrier of the warp, too
+  std::uint64_t* landed = &shared.raw[t.tile][t.part];
+  if (lane == 0)
+    mbarrier_arrive_expecting(landed, rows * (kRawBytes + (t.part == kRightPart ? 128 : 0)));
+  if (!present) return;
+  const unsigned char* from = data + found.offset;
+  copy_stretch(raw, from + kRawBytes * t.part, kRawBytes, shared_address(landed), policy);
+  if (t.part == kRightPart)
+    copy_stretch(rope_of(tile, row), from + kLatentDim + 16, 128, shared_address(landed), policy);
+}
+
+// A row's four scales, and as they are used.
+__device__ inline uint4 read_scales(const unsigned char* data, const Found& found) {
+  return read_16(data + max(found.offset, std::int64_t{0}) + kLatentDim, found.offset >= 0);
+}
+__device__ inline uint2 rounded_scales(uint4 of) {
+  return make_uint2(pack_bf16(__uint_as_float(of.x), __uint_as_float(of.y)),
+                    pack_bf16(__uint_as_float(of.z), __uint_as_float(of.w)));
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
-  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
-            first = thread / kRowLanes;
+__device__ inline void gather_raw(const SparseMlaWgmmaParams& p, Shared& shared) {
+  const auto* data = static_cast<const unsigned char*>(p.kv.data);
+  const std::uint64_t policy = keep_in_l2();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
   Walk<kKind, kSplit> walk(p);
-  for (int n = 0; walk.next_pair(); ++n) {
+  bool more = walk.next_pair();
+  if (more) load_queries(p, walk.work, shared, 0);
+  KeyFinder<kKind, kSplit> finder(p);
+  Found next = finder.next();
+  uint4 next_scales = read_scales(data, next);
+  int n = 0;
+  for (int works = 1; more; ++n) {
+    const Found found = next;
+    const uint2 scales = rounded_scales(next_scales);
+    const bool both = walk.has_both();
+    next = finder.next();
+    next_scales = read_scales(data, next);
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
-      const auto [tile, part] = part_in_order(i);
-      mbarrier_wait(&shared.raw[tile][part], n & 1);
-      if (tile == 0 || walk.has_both())
-        convert_part(shared_address(shared.kv[tile]), part, first, lane);
-      mbarrier_arrive(&shared.full[tile][part]);
+      const TilePart t = part_in_order(i);
+      mbarrier_wait(&shared.empty[t.tile][t.part], (n & 1) ^ 1);
+      if (i == 0 && threadIdx.x % kWarpgroup == 0) shared.tiles = both ? 2 : 1;
+      if (brings_masks(i)) {
+        write_masks<kKind>(shared.masks[t.tile], t.tile, found);
+      } else if (lane / 16 == t.tile) {
+        shared.scales[t.tile][lane % 16 / 4 * 16 + 4 * warp + lane % 4] = scales;
+      }
+      if (t.tile == 0 || both) {
+        copy_raw(data, shared, t, found, policy);
+      } else if (lane == 0) {
+        mbarrier_arrive(&shared.raw[t.tile][t.part]);
+      }
+    }
+    more = walk.next_pair();
+    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
+  }
+  mbarrier_wait(&shared.empty[0][kLeftPart], (n & 1) ^ 1);
+  if (threadIdx.x % kWarpgroup == 0) shared.tiles = 0;
+  if (lane == 0) mbarrier_arrive(&shared.raw[0][kLeftPart]);
+  wait_for_copies();
+}
+
+// Eight lanes share a row, eight values of each of a part's blocks a lane. A row of odd number takes
+// the blocks in another order, so that the reads of two rows reach all banks. What stands where the
+// first two blocks' values go is not raw; the other two have to wait until all have read.
+__device__ inline void convert_part(Shared& shared, TilePart t, int thread) {
+  const int lane = thread % kRowLanes, first = thread / kRowLanes, odd = first % 2;
+  const std::uint32_t tile = shared_address(shared.kv[t.tile]), values = values_of(tile, t.part),
+                      swizzled = swizzled_offset(first, lane);
+  // Of row `first`; the rows of later rounds are a constant away.
+  const std::uint32_t raw = raw_of(tile, t.part, first) + 8 * lane,
+                      from[2] = {raw + odd * 64, raw + 64 - odd * 64},
+                      to[2] = {values + swizzled + odd * kBlockBytes,
+                               values + swizzled + kBlockBytes - odd * kBlockBytes};
+  constexpr int kRawStep = kRowsAtOnce * kRawBytes, kStep = kRowsAtOnce * 128;
+  const auto scale = [&](int round, std::uint32_t bytes) {
+    const uint2& scales = shared.scales[t.tile][first + round * kRowsAtOnce];
+    return __byte_perm(t.part == kLeftPart ? scales.x : scales.y, 0, bytes);
+  };
+  uint2 held[kRowRounds][2];
+#pragma unroll
+  for (int round = 0; round < kRowRounds; ++round) {
+    uint2 now[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      now[i] = load_8(from[i] + round * kRawStep);
+      held[round][i] = load_8(from[i] + round * kRawStep + 128);
+    }
+    if (t.part == kRightPart) {
+      const uint4 rope = load_16(rope_of(tile, first) + 16 * lane + round * kStep);
+      __syncwarp();
+      store_16(rope_of(tile, 0) + swizzled + round * kStep, rope);
+    }
+    const std::uint32_t of_first = scale(round, 0x1010);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) store_16(to[i] + round * kStep, e4m3_to_bf16(now[i], of_first));
+  }
+  barrier_sync(kConvert, kWarpgroup);
+#pragma unroll
+  for (int round = 0; round < kRowRounds; ++round) {
+    const std::uint32_t of_second = scale(round, 0x3232);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      store_16(to[i] + 2 * kBlockBytes + round * kStep, e4m3_to_bf16(held[round][i], of_second));
+    }
+  }
+}
+
+// Until the gathering warpgroup says that there are no more tiles.
+__device__ inline void convert(Shared& shared) {
+  const int thread = threadIdx.x % kWarpgroup;
+  for (int n = 0, tiles = 1; tiles > 0; ++n) {
+#pragma unroll
+    for (int i = 0; i < kPairParts; ++i) {
+      const TilePart t = part_in_order(i);
+      mbarrier_wait(&shared.raw[t.tile][t.part], n & 1);
+      if (i == 0) {
+        tiles = shared.tiles;
+        if (tiles == 0) break;
+      }
+      if (t.tile < tiles) convert_part(shared, t, thread);
+      mbarrier_arrive(&shared.full[t.tile][t.part]);
     }
   }
 }

@@ -35,7 +35,7 @@ struct PartRows {
   bool any[kTileRows];  // whether the row has any key
 };
 
-struct Shared {
+struct alignas(1024) Shared {
   unsigned char q[kTileBytes];
   // A pair's tiles. The softmax weights of tile 0 take the place of its RoPE block once its logits
   // are done. At the end, in a cluster: this CTA's fp32 part of out.
@@ -51,11 +51,14 @@ struct Shared {
   std::uint32_t masks[2][4][2];
   int poisoned[2];  // whether a tile holds a value that is not finite
   std::uint64_t full[2][kParts], empty[2][kParts];
-  std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
+  // e4m3: copied, not yet converted; the scales of a tile's keys, in bf16; the pair's tiles, 0 at the
+  // end.
+  std::uint64_t raw[2][kParts];
+  int tiles;
+  uint2 scales[2][kTileKeys];
   std::uint64_t q_full, q_empty;
 };
-constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
-static_assert(kSharedBytes <= 227 * 1024);           // what sm_90 gives a CTA
+static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
 
 __device__ inline unsigned char* left_weights(Shared& shared) {
   return shared.kv[0] + kLatentBlocks * kBlockBytes;
@@ -69,7 +72,16 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kLeftMax = 1, kRightMax, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
+enum BarrierId {
+  kLeftMax = 1,
+  kRightMax,
+  kLeftWeights,
+  kRightWeights,
+  kLeft,
+  kRight,
+  kBoth,
+  kConvert
+};
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
