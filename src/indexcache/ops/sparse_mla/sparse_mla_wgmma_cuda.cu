@@ -53,36 +53,39 @@ __device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, in
       accumulate);
 }
 
-// o += weights kv over 16 keys, 128 columns at a time.
-template <typename Weights>
+// o += weights kv over 16 keys. A launch with a fourth warpgroup has too few registers a thread for
+// 256 columns in one instruction.
+template <LatentFormat kFormat, typename Weights>
 __device__ inline void multiply_values(float (&o)[128], Weights weights, std::uint64_t values) {
-#ifdef N256
-  wgmma_64x256_columns(o, weights, values, true);
-#else
-  constexpr int kNext = (2 * kBlockBytes) >> 4;
-  wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[0]), weights, values, true);
-  wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[64]), weights, values + kNext, true);
-#endif
+  if constexpr (kFormat == LatentFormat::kBFloat16) {
+    wgmma_64x256_columns(o, weights, values, true);
+  } else {
+    constexpr int kNext = (2 * kBlockBytes) >> 4;
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[0]), weights, values, true);
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[64]), weights, values + kNext, true);
+  }
 }
 
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
 // o += weights kv, begun only.
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
                                     const unsigned char* values) {
   const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    multiply_values(o, weights + 4 * step, operand + step * kValueStep);
+    multiply_values<kFormat>(o, weights + 4 * step, operand + step * kValueStep);
   wgmma_commit();
 }
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
                                     const unsigned char* values) {
   const std::uint64_t left = rows_operand(shared_address(weights)),
                       right = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    multiply_values(o, left + 2 * step, right + step * kValueStep);
+    multiply_values<kFormat>(o, left + 2 * step, right + step * kValueStep);
   wgmma_commit();
 }
 
@@ -132,7 +135,7 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
   }
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -163,7 +166,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, shared.kv[0]);
+      begin_values<kFormat>(o, weights, shared.kv[0]);
 
       // While that runs: the weights that the other half needs.
       await(kRightMax);
@@ -190,7 +193,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
-        begin_values(o, shared.weights, shared.kv[1]);
+        begin_values<kFormat>(o, shared.weights, shared.kv[1]);
       };
       if (tile + 2 < w.tile_end) {
         begin_right_tile();
@@ -215,7 +218,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
 }
 
 // What is left for the right values where a pair has no tile 1.
-template <bool kUnion>
+template <bool kUnion, LatentFormat kFormat>
 __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
                                       const RowQueries& rows, unsigned char* values, int parity,
                                       int thread) {
@@ -233,13 +236,13 @@ __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& 
     take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values(o, left_weights(shared), values);
+  begin_values<kFormat>(o, left_weights(shared), values);
   wgmma_wait<0>();
   wgmma_pin(o);
   for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -277,7 +280,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, values[1]);
+      begin_values<kFormat>(o, weights, values[1]);
 
       await(kLeftWeights);
       if (kUnion && shared.poisoned[0]) {
@@ -287,7 +290,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
         wgmma_pin(o);
       }
       wgmma_fence();
-      begin_values(o, left_weights(shared), values[0]);
+      begin_values<kFormat>(o, left_weights(shared), values[0]);
       wgmma_wait<1>();
       release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
@@ -296,7 +299,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     }
     if (tile < w.tile_end) {
       release(&shared.q_empty);
-      take_lone_tile<kUnion>(o, state, shared, rows, values[0], n++ & 1, thread);
+      take_lone_tile<kUnion, kFormat>(o, state, shared, rows, values[0], n++ & 1, thread);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
@@ -322,8 +325,8 @@ __device__ inline void prepare(Shared& shared) {
 
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
-constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 40 : 88;
-constexpr int kConvertRegisters = 56;
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
+constexpr int kConvertRegisters = 48;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
@@ -335,11 +338,11 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();
-      attend_left<kKind, kSplit>(p, shared);
+      attend_left<kKind, kFormat, kSplit>(p, shared);
       break;
     case 1:
       take_registers<kAttendRegisters>();
-      attend_right<kKind, kSplit>(p, shared);
+      attend_right<kKind, kFormat, kSplit>(p, shared);
       break;
     case 2:
       give_registers<kGatherRegisters<kFormat>>();
