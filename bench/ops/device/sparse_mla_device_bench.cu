@@ -282,18 +282,20 @@ struct Decode {
 };
 
 void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads,
-                std::int64_t batch, const Buffers& b) {
+                std::int64_t batch, EntrySplit split, const Buffers& b) {
   SparseMlaWgmmaParams p = {.num_queries = batch,
                             .num_heads = heads,
                             .softmax_scale = 0.04f,
-                            .split = EntrySplit::kCluster,
+                            .split = split,
                             .kv = pages,
                             .num_groups = batch,
                             .entry_stride = kTopK,
                             .q = b.q,
                             .out = b.out,
                             .lse = b.lse};
-  const std::string name = title("decode", p) + " batch " + std::to_string(batch);
+  const bool whole = split == EntrySplit::kWhole;
+  const std::string name =
+      title("decode", p) + " batch " + std::to_string(batch) + (whole ? ", whole" : "");
   if (!suite.takes(name)) return;
   const Decode d(batch, pages);
   p.request = to_device(d.requests);
@@ -314,7 +316,8 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
                }
              },
              calls});
-  if (!sparse_mla_decode_peer || heads != 64 || pages.format != LatentFormat::kE4M3) return;
+  if (!sparse_mla_decode_peer || whole || heads != 64 || pages.format != LatentFormat::kE4M3)
+    return;
   const std::int32_t* slots = to_device(d.slots());
   suite.add({"peer " + name, flops, bytes,
              [=](cudaStream_t stream) {
@@ -332,6 +335,7 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
 
 int main(int argc, char** argv) {
   using namespace indexcache::bench;
+  using indexcache::EntrySplit;
   using indexcache::LatentFormat;
   DeviceSuite suite("sparse_mla", argc, argv);
   std::string sets_path;
@@ -343,7 +347,9 @@ int main(int argc, char** argv) {
   for (const LatentFormat format : {LatentFormat::kE4M3, LatentFormat::kBFloat16}) {
     const indexcache::LatentStore pages = store_of(format, 1 << 20);
     for (const int heads : {20, 64}) {
-      for (const int batch : {1, 16, 128}) add_decode(suite, pages, heads, batch, b);
+      for (const int batch : {1, 16, 128})
+        add_decode(suite, pages, heads, batch, EntrySplit::kCluster, b);
+      add_decode(suite, pages, heads, 128, EntrySplit::kWhole, b);
     }
   }
   suite.run();

@@ -53,9 +53,13 @@ __device__ inline void prefetch_latent(const unsigned char* from, int bytes) {
 template <EntryKind kKind, EntrySplit kSplit>
 class KeyFinder {
  public:
-  __device__ explicit KeyFinder(const SparseMlaWgmmaParams& params) : p_(params), ahead_(params) {
-    more_ = ahead_.next_pair();
+  // `first` is at the first pair, if there are `any`.
+  __device__ KeyFinder(const Walk<kKind, kSplit>& first, bool any)
+      : p_(first.p), ahead_(first), more_(any) {
     ask_entry();
+  }
+  // Waits for the first entry: q is asked for before that.
+  __device__ void begin() {
     ask_page();
     ask_entry();
   }
@@ -104,7 +108,7 @@ class KeyFinder {
 
   const SparseMlaWgmmaParams& p_;
   Walk<kKind, kSplit> ahead_;  // at the pair whose entries are asked for next
-  bool more_ = false, has_ = false;
+  bool more_, has_ = false;
   int request_ = 0;
   std::int32_t entry_ = 0, id_ = 0, page_ = 0;
   std::uint32_t mask_ = 0;
@@ -130,8 +134,7 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], int tile, const
   }
 }
 
-// The work's rows of q, once the logits of the work before are done. Before the first look-up of a
-// key, which takes longer.
+// The work's rows of q, once the logits of the work before are done.
 __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
                                     int works) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
@@ -160,8 +163,9 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   const std::uint64_t policy = keep_in_l2();
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
+  KeyFinder<kKind, kSplit> finder(walk, more);
   if (more) load_queries(p, walk.work, shared, 0);
-  KeyFinder<kKind, kSplit> finder(p);
+  finder.begin();
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
     const bool both = walk.has_both();  // or tile 1 is not looked at
@@ -223,7 +227,8 @@ __device__ inline void copy_raw(const unsigned char* data, Shared& shared, TileP
     write_zeros(raw, kRawBytes);
     if (t.part == kRightPart) write_zeros(rope_of(tile, row), 128);
   }
-  const int rows = __popc(__ballot_sync(0xFFFFFFFF, present));  // a barrier of the warp, too
+  const int rows = __popc(__ballot_sync(0xFFFFFFFF, present));
+  __syncwarp();  // what lanes wrote for the converting warpgroup, before lane 0 arrives
   std::uint64_t* landed = &shared.raw[t.tile][t.part];
   if (lane == 0)
     mbarrier_arrive_expecting(landed, rows * (kRawBytes + (t.part == kRightPart ? 128 : 0)));
@@ -250,8 +255,9 @@ __device__ inline void gather_raw(const SparseMlaWgmmaParams& p, Shared& shared)
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
+  KeyFinder<kKind, kSplit> finder(walk, more);
   if (more) load_queries(p, walk.work, shared, 0);
-  KeyFinder<kKind, kSplit> finder(p);
+  finder.begin();
   Found next = finder.next();
   uint4 next_scales = read_scales(data, next);
   int n = 0;
