@@ -23,6 +23,14 @@ __device__ inline uint4 read_16(const void* from, bool present) {
       : "l"(__cvta_generic_to_global(from)), "r"(static_cast<int>(present)));
   return v;
 }
+// `from` is a multiple of 8.
+__device__ inline uint2 read_8(const void* from) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(__cvta_generic_to_global(from)));
+  return v;
+}
 // `from` is a multiple of 4.
 __device__ inline float read_4(const void* from, bool present) {
   float v;

@@ -57,7 +57,7 @@ __device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, in
 // 256 columns in one instruction.
 template <LatentFormat kFormat, typename Weights>
 __device__ inline void multiply_values(float (&o)[128], Weights weights, std::uint64_t values) {
-  if constexpr (kFormat == LatentFormat::kBFloat16) {
+  if constexpr (true) {
     wgmma_64x256_columns(o, weights, values, true);
   } else {
     constexpr int kNext = (2 * kBlockBytes) >> 4;
@@ -310,9 +310,7 @@ __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      const bool raw = kFormat == LatentFormat::kE4M3;
-      mbarrier_init(&shared.full[t.tile][t.part], raw ? kWarpgroup : copy_arrivals(t));
-      mbarrier_init(&shared.raw[t.tile][t.part], kGatherWarps);
+      mbarrier_init(&shared.full[t.tile][t.part], full_arrivals<kFormat>(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
@@ -325,8 +323,7 @@ __device__ inline void prepare(Shared& shared) {
 
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
-constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
-constexpr int kConvertRegisters = 48;
+constexpr int kGatherRegisters = 88;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
@@ -344,18 +341,12 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       take_registers<kAttendRegisters>();
       attend_right<kKind, kFormat, kSplit>(p, shared);
       break;
-    case 2:
+    default:
       give_registers<kGatherRegisters<kFormat>>();
       if constexpr (kFormat == LatentFormat::kE4M3) {
-        gather_raw<kKind, kSplit>(p, shared);
+        gather_e4m3<kKind, kSplit>(p, shared);
       } else {
         gather<kKind, kSplit>(p, shared);
-      }
-      break;
-    case 3:
-      if constexpr (kFormat == LatentFormat::kE4M3) {
-        give_registers<kConvertRegisters>();
-        convert(shared);
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {

@@ -26,8 +26,11 @@ __device__ constexpr TilePart part_in_order(int i) {
 // The second part of each tile in that order brings the tile's masks.
 __device__ constexpr bool brings_masks(int i) { return i >= 2; }
 
-// Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
-__device__ constexpr int copy_arrivals(TilePart t) {
+// Arrivals that complete a part: of all threads' copies, and of those that wrote masks (bf16) or
+// values (e4m3).
+template <LatentFormat kFormat>
+__device__ constexpr int full_arrivals(TilePart t) {
+  if (kFormat == LatentFormat::kE4M3) return (t.part == kRightPart ? 2 : 1) * kWarpgroup;
   const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
   return kWarpgroup + (masks ? kGatherWarps : 0);
 }
@@ -199,161 +202,87 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   wait_for_copies();
 }
 
-// e4m3: a part's values are copied as they are to the second half of their place, 256 bytes a row,
-// the RoPE block unswizzled, and converted from there.
-constexpr int kRawBytes = 256;
-__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
-  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
-}
-__device__ inline std::uint32_t raw_of(std::uint32_t tile, Part part, int row) {
-  return values_of(tile, part) + 2 * kBlockBytes + row * kRawBytes;
-}
-__device__ inline std::uint32_t rope_of(std::uint32_t tile, int row) {
-  return tile + kLatentBlocks * kBlockBytes + row * 128;
-}
+// e4m3: two warpgroups share the rows of a tile, two rounds each. What a thread has of a part, as it
+// is: in each of its rows eight values of each of four blocks of 64, and the two scales.
+constexpr int kPartBlocks = 4, kSharedRounds = kRowRounds;
+struct RawPart {
+  uint2 values[kSharedRounds][kPartBlocks];
+  uint2 scales[kSharedRounds];
+};
 
-__device__ inline void write_zeros(std::uint32_t to, int bytes) {
-  for (int at = 0; at < bytes; at += 16) store_16(to + at, {});
-}
+// What is read where there is no key: reads under a condition are waited for at once.
+__device__ const uint4 kZeroRow[latent_row_bytes(LatentFormat::kE4M3) / 16] = {};
 
-// A lane copies the row whose key it found.
-__device__ inline void copy_raw(const unsigned char* data, Shared& shared, TilePart t,
-                                const Found& found, std::uint64_t policy) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
-  const int row = lane % 16 / 4 * 16 + 4 * warp + lane % 4;
-  const bool mine = lane / 16 == t.tile, present = mine && found.offset >= 0;
-  const std::uint32_t tile = shared_address(shared.kv[t.tile]), raw = raw_of(tile, t.part, row);
-  if (mine && !present) {
-    write_zeros(raw, kRawBytes);
-    if (t.part == kRightPart) write_zeros(rope_of(tile, row), 128);
+__device__ inline void fetch_part(RawPart& raw, const unsigned char* data, const Found& found,
+                                  TilePart t, int begin, int lane) {
+#pragma unroll
+  for (int round = 0; round < kSharedRounds; ++round) {
+    const std::int64_t offset = row_offset(found, t.tile, begin + round);
+    const unsigned char* row =
+        offset >= 0 ? data + offset : reinterpret_cast<const unsigned char*>(kZeroRow);
+#pragma unroll
+    for (int block = 0; block < kPartBlocks; ++block)
+      raw.values[round][block] = read_8(row + 256 * t.part + 64 * block + 8 * lane);
+    raw.scales[round] = read_8(row + kLatentDim + 8 * t.part);
   }
-  const int rows = __popc(__ballot_sync(0xFFFFFFFF, present));
-  __syncwarp();  // what lanes wrote for the converting warpgroup, before lane 0 arrives
-  std::uint64_t* landed = &shared.raw[t.tile][t.part];
-  if (lane == 0)
-    mbarrier_arrive_expecting(landed, rows * (kRawBytes + (t.part == kRightPart ? 128 : 0)));
-  if (!present) return;
-  const unsigned char* from = data + found.offset;
-  copy_stretch(raw, from + kRawBytes * t.part, kRawBytes, shared_address(landed), policy);
-  if (t.part == kRightPart)
-    copy_stretch(rope_of(tile, row), from + kLatentDim + 16, 128, shared_address(landed), policy);
 }
 
-// A row's four scales, and as they are used.
-__device__ inline uint4 read_scales(const unsigned char* data, const Found& found) {
-  return read_16(data + max(found.offset, std::int64_t{0}) + kLatentDim, found.offset >= 0);
-}
-__device__ inline uint2 rounded_scales(uint4 of) {
-  return make_uint2(pack_bf16(__uint_as_float(of.x), __uint_as_float(of.y)),
-                    pack_bf16(__uint_as_float(of.z), __uint_as_float(of.w)));
+__device__ inline void store_part_of(const RawPart& raw, std::uint32_t to) {
+#pragma unroll
+  for (int round = 0; round < kSharedRounds; ++round) {
+    const float scales[2] = {__uint_as_float(raw.scales[round].x),
+                             __uint_as_float(raw.scales[round].y)};
+#pragma unroll
+    for (int block = 0; block < kPartBlocks; ++block) {
+      store_16(
+          to + block * kBlockBytes + round * kRowsAtOnce * 128,
+          e4m3_to_bf16(raw.values[round][block], pack_bf16(scales[block / 2], scales[block / 2])));
+    }
+  }
 }
 
+// Latents are fetched into registers a part before they are stored, all at once when those of the
+// part before are stored: the hardware waits for all reads that it has been asked for together.
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void gather_raw(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
+  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
+            half = 0, begin = 0, first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
-  const std::uint64_t policy = keep_in_l2();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
   KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more) load_queries(p, walk.work, shared, 0);
+  if (more && half == 0) load_queries(p, find_work<kKind, kSplit>(p, walk.item), shared, 0);
   finder.begin();
-  Found next = finder.next();
-  uint4 next_scales = read_scales(data, next);
-  int n = 0;
-  for (int works = 1; more; ++n) {
-    const Found found = next;
-    const uint2 scales = rounded_scales(next_scales);
-    const bool both = walk.has_both();
-    next = finder.next();
-    next_scales = read_scales(data, next);
+  Found found = finder.next();
+  RawPart raw;
+  fetch_part(raw, data, found, part_in_order(0), begin, lane);
+  for (int n = 0, works = 1; more; ++n) {
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
+      const std::uint32_t tile = shared_address(shared.kv[t.tile]),
+                          place = swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[t.tile][t.part], (n & 1) ^ 1);
-      if (i == 0 && threadIdx.x % kWarpgroup == 0) shared.tiles = both ? 2 : 1;
-      if (brings_masks(i)) {
-        write_masks<kKind>(shared.masks[t.tile], t.tile, found);
-      } else if (lane / 16 == t.tile) {
-        shared.scales[t.tile][lane % 16 / 4 * 16 + 4 * warp + lane % 4] = scales;
+      if (t.part == kRightPart) {
+#pragma unroll
+        for (int round = 0; round < kSharedRounds; ++round) {
+          const std::int64_t offset = row_offset(found, t.tile, begin + round);
+          copy_16(tile + kLatentBlocks * kBlockBytes + place + round * kRowsAtOnce * 128,
+                  data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
+        }
+        mbarrier_arrive_after_copies(&shared.full[t.tile][kRightPart]);
       }
-      if (t.tile == 0 || both) {
-        copy_raw(data, shared, t, found, policy);
-      } else if (lane == 0) {
-        mbarrier_arrive(&shared.raw[t.tile][t.part]);
-      }
+      store_part_of(raw, tile + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes + place);
+      if (brings_masks(i) && half == 0) write_masks<kKind>(shared.masks[t.tile], t.tile, found);
+      mbarrier_arrive(&shared.full[t.tile][t.part]);
+      if (i == 3) found = finder.next();
+      fetch_part(raw, data, found, part_in_order((i + 1) % kPairParts), begin, lane);
     }
     more = walk.next_pair();
-    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
+    if (more && walk.begins && half == 0)
+      load_queries(p, find_work<kKind, kSplit>(p, walk.item), shared, works++);
   }
-  mbarrier_wait(&shared.empty[0][kLeftPart], (n & 1) ^ 1);
-  if (threadIdx.x % kWarpgroup == 0) shared.tiles = 0;
-  if (lane == 0) mbarrier_arrive(&shared.raw[0][kLeftPart]);
   wait_for_copies();
-}
-
-// Eight lanes share a row, eight values of each of a part's blocks a lane. A row of odd number takes
-// the blocks in another order, so that the reads of two rows reach all banks. What stands where the
-// first two blocks' values go is not raw; the other two have to wait until all have read.
-__device__ inline void convert_part(Shared& shared, TilePart t, int thread) {
-  const int lane = thread % kRowLanes, first = thread / kRowLanes, odd = first % 2;
-  const std::uint32_t tile = shared_address(shared.kv[t.tile]), values = values_of(tile, t.part),
-                      swizzled = swizzled_offset(first, lane);
-  // Of row `first`; the rows of later rounds are a constant away.
-  const std::uint32_t raw = raw_of(tile, t.part, first) + 8 * lane,
-                      from[2] = {raw + odd * 64, raw + 64 - odd * 64},
-                      to[2] = {values + swizzled + odd * kBlockBytes,
-                               values + swizzled + kBlockBytes - odd * kBlockBytes};
-  constexpr int kRawStep = kRowsAtOnce * kRawBytes, kStep = kRowsAtOnce * 128;
-  const auto scale = [&](int round, std::uint32_t bytes) {
-    const uint2& scales = shared.scales[t.tile][first + round * kRowsAtOnce];
-    return __byte_perm(t.part == kLeftPart ? scales.x : scales.y, 0, bytes);
-  };
-  uint2 held[kRowRounds][2];
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    uint2 now[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      now[i] = load_8(from[i] + round * kRawStep);
-      held[round][i] = load_8(from[i] + round * kRawStep + 128);
-    }
-    if (t.part == kRightPart) {
-      const uint4 rope = load_16(rope_of(tile, first) + 16 * lane + round * kStep);
-      __syncwarp();
-      store_16(rope_of(tile, 0) + swizzled + round * kStep, rope);
-    }
-    const std::uint32_t of_first = scale(round, 0x1010);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) store_16(to[i] + round * kStep, e4m3_to_bf16(now[i], of_first));
-  }
-  barrier_sync(kConvert, kWarpgroup);
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const std::uint32_t of_second = scale(round, 0x3232);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      store_16(to[i] + 2 * kBlockBytes + round * kStep, e4m3_to_bf16(held[round][i], of_second));
-    }
-  }
-}
-
-// Until the gathering warpgroup says that there are no more tiles.
-__device__ inline void convert(Shared& shared) {
-  const int thread = threadIdx.x % kWarpgroup;
-  for (int n = 0, tiles = 1; tiles > 0; ++n) {
-#pragma unroll
-    for (int i = 0; i < kPairParts; ++i) {
-      const TilePart t = part_in_order(i);
-      mbarrier_wait(&shared.raw[t.tile][t.part], n & 1);
-      if (i == 0) {
-        tiles = shared.tiles;
-        if (tiles == 0) break;
-      }
-      if (t.tile < tiles) convert_part(shared, t, thread);
-      mbarrier_arrive(&shared.full[t.tile][t.part]);
-    }
-  }
 }
 
 }  // namespace indexcache::device

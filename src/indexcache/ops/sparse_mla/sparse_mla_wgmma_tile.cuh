@@ -21,7 +21,7 @@ constexpr int kTileBytes = kBlocks * kBlockBytes;
 constexpr int kWarpgroup = 128;
 // Left values, right values, gather; e4m3: conversion.
 template <LatentFormat kFormat>
-constexpr int kThreads = (kFormat == LatentFormat::kE4M3 ? 4 : 3) * kWarpgroup;
+constexpr int kThreads = 3 * kWarpgroup;
 
 // Tiles come in pairs. Each arrives, and is given back, in two parts: the left values, and the right
 // ones with the RoPE block.
