@@ -1,4 +1,4 @@
-// cp.async: from global to shared memory without passing registers.
+// cp.async: 16 bytes from global to shared memory without passing registers.
 #pragma once
 
 #include <cstdint>
@@ -30,17 +30,6 @@ __device__ inline void copy_4(std::uint32_t to_shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_shared),
                "l"(__cvta_generic_to_global(from))
                : "memory");
-}
-// A stretch by the copy engine; `barrier` counts its bytes as they arrive. Addresses and size are
-// multiples of 16.
-__device__ inline void copy_stretch(std::uint32_t to_shared, const void* from, int bytes,
-                                    std::uint32_t barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
-      "[%1], "
-      "%2, [%3], %4;" ::"r"(to_shared),
-      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
 }
 // Brings bytes to L2; address and size are multiples of 16.
 __device__ inline void prefetch_l2(const void* from, int bytes) {

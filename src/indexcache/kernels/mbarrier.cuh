@@ -29,14 +29,6 @@ __device__ inline void mbarrier_arrive(std::uint64_t* barrier) {
                : "memory");
 }
 
-// The same, and the phase lasts until so many more bytes have been copied (copy_stretch).
-__device__ inline void mbarrier_arrive_expecting(std::uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-
 // Arrives once all earlier cp.async of this thread have landed; counts as one of the expected
 // arrivals.
 __device__ inline void mbarrier_arrive_after_copies(std::uint64_t* barrier) {

@@ -202,22 +202,22 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   wait_for_copies();
 }
 
-// e4m3: two warpgroups share the rows of a tile, two rounds each. What a thread has of a part, as it
-// is: in each of its rows eight values of each of four blocks of 64, and the two scales.
-constexpr int kPartBlocks = 4, kSharedRounds = kRowRounds;
+// What a thread has of a part's e4m3 latents, as they are: in each of its rows eight values of each
+// of four blocks of 64, and the two scales.
+constexpr int kPartBlocks = 4;
 struct RawPart {
-  uint2 values[kSharedRounds][kPartBlocks];
-  uint2 scales[kSharedRounds];
+  uint2 values[kRowRounds][kPartBlocks];
+  uint2 scales[kRowRounds];
 };
 
-// What is read where there is no key: reads under a condition are waited for at once.
+// What is read where there is no key: the compiler waits at once for what it reads on a condition.
 __device__ const uint4 kZeroRow[latent_row_bytes(LatentFormat::kE4M3) / 16] = {};
 
-__device__ inline void fetch_part(RawPart& raw, const unsigned char* data, const Found& found,
-                                  TilePart t, int begin, int lane) {
+__device__ inline void fetch_raw(RawPart& raw, const unsigned char* data, const Found& found,
+                                 TilePart t, int lane) {
 #pragma unroll
-  for (int round = 0; round < kSharedRounds; ++round) {
-    const std::int64_t offset = row_offset(found, t.tile, begin + round);
+  for (int round = 0; round < kRowRounds; ++round) {
+    const std::int64_t offset = row_offset(found, t.tile, round);
     const unsigned char* row =
         offset >= 0 ? data + offset : reinterpret_cast<const unsigned char*>(kZeroRow);
 #pragma unroll
@@ -227,9 +227,10 @@ __device__ inline void fetch_part(RawPart& raw, const unsigned char* data, const
   }
 }
 
-__device__ inline void store_part_of(const RawPart& raw, std::uint32_t to) {
+// To where a thread's first row begins in the part.
+__device__ inline void store_converted(const RawPart& raw, std::uint32_t to) {
 #pragma unroll
-  for (int round = 0; round < kSharedRounds; ++round) {
+  for (int round = 0; round < kRowRounds; ++round) {
     const float scales[2] = {__uint_as_float(raw.scales[round].x),
                              __uint_as_float(raw.scales[round].y)};
 #pragma unroll
@@ -241,46 +242,44 @@ __device__ inline void store_part_of(const RawPart& raw, std::uint32_t to) {
   }
 }
 
-// Latents are fetched into registers a part before they are stored, all at once when those of the
-// part before are stored: the hardware waits for all reads that it has been asked for together.
+// Latents are fetched into registers a part before they are stored, all of a part together: a wait
+// for one read is a wait for all that the thread has asked for.
 template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
-            half = 0, begin = 0, first = thread / kRowLanes;
+            first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
   KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more && half == 0) load_queries(p, find_work<kKind, kSplit>(p, walk.item), shared, 0);
+  if (more) load_queries(p, walk.work, shared, 0);
   finder.begin();
   Found found = finder.next();
   RawPart raw;
-  fetch_part(raw, data, found, part_in_order(0), begin, lane);
+  fetch_raw(raw, data, found, part_in_order(0), lane);
   for (int n = 0, works = 1; more; ++n) {
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      const std::uint32_t tile = shared_address(shared.kv[t.tile]),
-                          place = swizzled_offset(first, lane);
+      const std::uint32_t to = shared_address(shared.kv[t.tile]) + swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[t.tile][t.part], (n & 1) ^ 1);
       if (t.part == kRightPart) {
 #pragma unroll
-        for (int round = 0; round < kSharedRounds; ++round) {
-          const std::int64_t offset = row_offset(found, t.tile, begin + round);
-          copy_16(tile + kLatentBlocks * kBlockBytes + place + round * kRowsAtOnce * 128,
+        for (int round = 0; round < kRowRounds; ++round) {
+          const std::int64_t offset = row_offset(found, t.tile, round);
+          copy_16(to + kLatentBlocks * kBlockBytes + round * kRowsAtOnce * 128,
                   data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
         }
         mbarrier_arrive_after_copies(&shared.full[t.tile][kRightPart]);
       }
-      store_part_of(raw, tile + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes + place);
-      if (brings_masks(i) && half == 0) write_masks<kKind>(shared.masks[t.tile], t.tile, found);
+      store_converted(raw, to + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes);
+      if (brings_masks(i)) write_masks<kKind>(shared.masks[t.tile], t.tile, found);
       mbarrier_arrive(&shared.full[t.tile][t.part]);
-      if (i == 3) found = finder.next();
-      fetch_part(raw, data, found, part_in_order((i + 1) % kPairParts), begin, lane);
+      if (i + 1 == kPairParts) found = finder.next();
+      fetch_raw(raw, data, found, part_in_order((i + 1) % kPairParts), lane);
     }
     more = walk.next_pair();
-    if (more && walk.begins && half == 0)
-      load_queries(p, find_work<kKind, kSplit>(p, walk.item), shared, works++);
+    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
   wait_for_copies();
 }

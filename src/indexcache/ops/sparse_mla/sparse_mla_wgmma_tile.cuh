@@ -19,9 +19,7 @@ constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block o
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
 constexpr int kWarpgroup = 128;
-// Left values, right values, gather; e4m3: conversion.
-template <LatentFormat kFormat>
-constexpr int kThreads = 3 * kWarpgroup;
+constexpr int kThreads = 3 * kWarpgroup;  // left values, right values, gather
 
 // Tiles come in pairs. Each arrives, and is given back, in two parts: the left values, and the right
 // ones with the RoPE block.
@@ -51,11 +49,6 @@ struct alignas(1024) Shared {
   std::uint32_t masks[2][4][2];
   int poisoned[2];  // whether a tile holds a value that is not finite
   std::uint64_t full[2][kParts], empty[2][kParts];
-  // e4m3: copied, not yet converted; the scales of a tile's keys, in bf16; the pair's tiles, 0 at the
-  // end.
-  std::uint64_t raw[2][kParts];
-  int tiles;
-  uint2 scales[2][kTileKeys];
   std::uint64_t q_full, q_empty;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
@@ -72,16 +65,7 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId {
-  kLeftMax = 1,
-  kRightMax,
-  kLeftWeights,
-  kRightWeights,
-  kLeft,
-  kRight,
-  kBoth,
-  kConvert
-};
+enum BarrierId { kLeftMax = 1, kRightMax, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
