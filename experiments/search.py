@@ -7,7 +7,7 @@ along the removal order is that section's observation (ii). Routed patterns are 
 from pool import Arm
 
 # Longest first: the pool starts them in this order.
-STRATEGIES = ["routed", "greedy", "routed-lazy", "lazy", "similarity", "forward", "blocked"]
+STRATEGIES = ["routed", "greedy", "routed-lazy", "lazy", "similarity", "screened", "forward", "blocked"]
 
 
 def labels(lab):

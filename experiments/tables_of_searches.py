@@ -62,7 +62,8 @@ def effort(folder):
     rows = []
     for strategy, file in found.items():
         compared = ["{} of {}".format(*agreement(file, files[other])) if files[other] else "" for other in ("greedy", "routed")]
-        rows.append([strategy, str(file["evaluations"]), str(file["layer_runs"]), f"{100 * file['layer_run_share']:.0f} %",
+        attentions = f" and {file['attention_runs']} attentions" if "attention_runs" in file else ""
+        rows.append([strategy, str(file["evaluations"]), f"{file['layer_runs']}{attentions}", f"{100 * file['layer_run_share']:.0f} %",
                      f"{arms[strategy]['seconds']:.0f}" if "seconds" in arms.get(strategy, {}) else "", *compared])  # fmt: skip
     head = ["strategy", "evaluations", "layer runs a sequence", "of separate", "seconds, shared device", "as greedy", "as routed"]
     return table(head, rows)

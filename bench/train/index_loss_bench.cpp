@@ -4,8 +4,9 @@
 // loss: it computes the readers' attention in the same walk, which the other two leave out.
 //
 //   index_loss_bench [--device cpu|cuda] [--contexts 8192,...] [--plain-limit 8192] [--rounds 3]
-//                    [--threads N] [--json FILE]
+//                    [--threads N] [--clock wall|cpu] [--json FILE]
 //
+// The CPU clock is for machines that others use too, with one thread.
 // Memory is what the pass holds at its peak beyond its inputs: on a GPU as the allocator counts it,
 // on a CPU the growth of the resident set of a process of its own.
 #include <ATen/DeviceAccelerator.h>
@@ -114,9 +115,9 @@ std::int64_t resident_bytes() {
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
-nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device, int rounds) {
-  // As forward.cpp.
-  const auto chunk = device.is_cuda() ? std::int64_t{1} << 29 : std::int64_t{1} << 21;
+nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device, int rounds,
+                               clockid_t clock) {
+  const auto chunk = attention_chunk_elements(device);
   const auto inputs = make_inputs(tokens, device);
   const auto pass = [&] {
     const auto loss = loss_of(inputs, form, chunk);
@@ -134,9 +135,9 @@ nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device
                                      : resident_bytes();
   std::vector<double> seconds;
   for (int round = 0; round < rounds; ++round) {
-    const double begin = bench::seconds_of(CLOCK_MONOTONIC);
+    const double begin = bench::seconds_of(clock);
     pass();
-    seconds.push_back(bench::seconds_of(CLOCK_MONOTONIC) - begin);
+    seconds.push_back(bench::seconds_of(clock) - begin);
   }
   const auto timing = bench::summarise(seconds);
   return {{"form", kNames[static_cast<int>(form)]},
@@ -149,14 +150,14 @@ nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device
 
 // On a CPU the peak of the resident set is a process's own: measured in a child.
 nlohmann::ordered_json measure_apart(Form form, std::int64_t tokens, at::Device device, int rounds,
-                                     int threads) {
-  if (device.is_cuda()) return measure(form, tokens, device, rounds);
+                                     int threads, clockid_t clock) {
+  if (device.is_cuda()) return measure(form, tokens, device, rounds, clock);
   int ends[2];
   if (pipe(ends) != 0) std::abort();
   const auto child = fork();  // before the parent has used a thread of libtorch's
   if (child == 0) {
     if (threads > 0) at::set_num_threads(threads);
-    const auto text = measure(form, tokens, device, rounds).dump();
+    const auto text = measure(form, tokens, device, rounds, clock).dump();
     if (write(ends[1], text.data(), text.size()) < 0) std::abort();
     _exit(0);
   }
@@ -179,6 +180,7 @@ int run(int argc, char** argv) {
   std::string device = "cpu", json, contexts = "8192,16384,32768,65536";
   std::int64_t plain_limit = 8192;
   int rounds = 3, threads = 0;
+  clockid_t clock = CLOCK_MONOTONIC;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string option = argv[i], value = argv[i + 1];
     if (option == "--device") device = value;
@@ -186,6 +188,7 @@ int run(int argc, char** argv) {
     if (option == "--plain-limit") plain_limit = std::stoll(value);
     if (option == "--rounds") rounds = std::stoi(value);
     if (option == "--threads") threads = std::stoi(value);
+    if (option == "--clock" && value == "cpu") clock = CLOCK_PROCESS_CPUTIME_ID;
     if (option == "--json") json = value;
   }
   nlohmann::ordered_json cases = nlohmann::ordered_json::array();
@@ -194,7 +197,7 @@ int run(int argc, char** argv) {
     for (const auto form : {Form::kMulti, Form::kAverage, Form::kPlain}) {
       const auto tokens = std::stoll(each);
       if (form == Form::kPlain && tokens > plain_limit) continue;
-      const auto result = measure_apart(form, tokens, at::Device(device), rounds, threads);
+      const auto result = measure_apart(form, tokens, at::Device(device), rounds, threads, clock);
       fmt::print("{}\n", result.dump());
       std::fflush(stdout);
       cases.push_back(result);
@@ -205,6 +208,7 @@ int run(int argc, char** argv) {
       {"bench", "index_loss"},
       {"device", device == "cpu" ? bench::cpu_name() : device},
       {"threads", threads > 0 ? threads : at::get_num_threads()},
+      {"clock", clock == CLOCK_MONOTONIC ? "wall" : "cpu"},
       {"commit", INDEXCACHE_COMMIT},
       {"command", fmt::format("{}", fmt::join(argv, argv + argc, " "))},
       {"readers", kReaders},

@@ -16,6 +16,7 @@
 #include "indexcache/calibrate/sequences.h"
 #include "indexcache/calibrate/similarity.h"
 #include "indexcache/calibrate/trie_evaluator.h"
+#include "indexcache/screening/loss_increases.h"
 #include "indexcache/search/journal.h"
 #include "indexcache/search/pattern_file.h"
 
@@ -74,14 +75,26 @@ SimilarityMatrix similarity_of(const Model& model, const Pattern& start,
                             [&](int done) { progress.update(done); });
 }
 
+// What the strategy screened chooses by, likewise; a resumed search takes it from its journal.
+IncreaseMatrix increases_of(const Model& model, const Pattern& start,
+                            const std::vector<Sequence>& sequences, int threads, Journal& journal) {
+  std::int64_t known = 0;
+  for (int i = 0; i < std::ssize(sequences); ++i) known += journal.find_increases(i) != nullptr;
+  Progress progress("screening", "sequences", std::ssize(sequences), known);
+  return estimate_increases(model, start, sequences, threads, &journal,
+                            [&](int done) { progress.update(done); });
+}
+
 // Searches with a bar that moves with every sequence, writes the pattern file, drops the journal.
 PatternFile run_search(const SearchArguments& arguments, const Model& model,
                        const std::vector<Sequence>& sequences) {
   SearchOptions options = search_options(arguments, model);
   const bool by_similarity = options.strategy == Strategy::kSimilarity;
+  const bool screened = options.strategy == Strategy::kScreened;
   // Refused here, before there is a journal.
-  if (by_similarity) {
-    check_some_query_selects(sequences, model.config().index_topk, "similarity");
+  if (by_similarity || screened) {
+    check_some_query_selects(sequences, model.config().index_topk,
+                             by_similarity ? "similarity" : "screening");
   }
   const SearchSetup setup = search_setup(arguments, options);
   Journal journal(Journal::path_for(arguments.out), setup);
@@ -107,6 +120,10 @@ PatternFile run_search(const SearchArguments& arguments, const Model& model,
   if (by_similarity) {
     options.similarity = similarity_of(model, options.start, sequences, arguments.model.threads);
   }
+  if (screened) {
+    options.increases =
+        increases_of(model, options.start, sequences, arguments.model.threads, journal);
+  }
   progress.emplace("search", "evaluations", 1);
   const auto result = search_patterns(
       options,
@@ -123,7 +140,10 @@ PatternFile run_search(const SearchArguments& arguments, const Model& model,
         progress->set_resumed(evaluator.replayed());
         progress->update(step.evaluations + 1, note);
       });
-  const PatternFile file = make_pattern_file(setup, result, evaluator.layer_runs());
+  const ScreeningRuns screening = screened ? screening_runs(options.start) : ScreeningRuns{};
+  const PatternFile file =
+      make_pattern_file(setup, result, evaluator.layer_runs() + screening.layers,
+                        screened ? std::optional(screening.attentions) : std::nullopt);
   write_file_atomically(arguments.out, to_json(file).dump(2) + "\n");
   journal.remove();
   return file;
@@ -140,8 +160,9 @@ void print_table(const PatternFile& file) {
     fmt::print("{:>4}  {:<{}}  {:>8.4f}  {:+.4f} +- {:.4f}\n", budget.num_full,
                budget.pattern.str(), width, budget.loss, budget.difference, budget.standard_error);
   }
-  fmt::print("{}: {} evaluations, {} layer runs a sequence, {:.0f} % of separate evaluations\n",
+  fmt::print("{}: {} evaluations, {} layer runs{} a sequence, {:.0f} % of separate evaluations\n",
              strategy_name(file.setup.strategy), file.evaluations, file.layer_runs,
+             file.attention_runs ? fmt::format(" and {} attentions", *file.attention_runs) : "",
              100 * file.layer_run_share());
 }
 

@@ -27,7 +27,7 @@ refused() {
 }
 
 # --- Every strategy leaves a pattern file; the exact ones measure what they must.
-for strategy in greedy lazy forward routed routed-lazy similarity; do
+for strategy in greedy lazy forward routed routed-lazy similarity screened; do
   "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/$strategy.json" >"$work/$strategy.txt" 2>/dev/null
   [ ! -e "$work/$strategy.json.journal" ] || fail "$strategy left its journal"
 done
@@ -39,6 +39,9 @@ grep -q "^agreement with .*routed.json (routed): the same sources at [01] of 1 b
 grep -q "^greedy: 15 evaluations" "$work/greedy.txt" || fail "greedy of 6 layers is 15 evaluations: $(cat "$work/greedy.txt")"
 grep -q "^routed: 35 evaluations" "$work/routed.txt" || fail "routed of 6 layers is 35 evaluations"
 grep -q "^similarity: 5 evaluations" "$work/similarity.txt" || fail "similarity of 6 layers is one evaluation a budget"
+# Screening: 6 layers, 5 of them once more with a gradient; their 5 own attentions and 15 others.
+grep -q "^screened: 5 evaluations, [0-9]* layer runs and 20 attentions a sequence" "$work/screened.txt" ||
+  fail "screened of 6 layers is one evaluation a budget: $(cat "$work/screened.txt")"
 python3 - "$work" <<'PYTHON'
 import json, sys
 read = lambda name: json.load(open(f"{sys.argv[1]}/{name}.json"))
@@ -56,10 +59,18 @@ assert [b["count"] for b in similarity["budgets"]] == [5, 4, 3, 2, 1]
 assert all(set(b["pattern"]) <= set("FS") for b in similarity["budgets"])
 assert similarity["budgets"][-1] == greedy["budgets"][-1]
 assert similarity["start"] == greedy["start"]
+# Screened: true losses of its own patterns, and its gradient among the layer runs.
+screened = read("screened")
+assert screened["strategy"] == "screened" and screened["attention_runs"] == 20, screened
+assert [b["count"] for b in screened["budgets"]] == [5, 4, 3, 2, 1]
+assert screened["budgets"][-1] == greedy["budgets"][-1]
+assert screened["start"] == greedy["start"]
+assert 6 + 3 * 5 + 6 < screened["layer_runs"] <= 6 + 3 * 5 + 6 * 6, screened["layer_runs"]
+assert "attention_runs" not in greedy
 # Common prefixes ran once, and a pattern's loss does not depend on its company.
 assert greedy["layer_runs"] < 16 * 6 and greedy["layer_run_share"] < 1
 by_pattern = {str(b["sources"]): b["loss"] for b in greedy["budgets"]}
-for other in ("lazy", "forward", "routed", "routed-lazy", "blocked", "similarity"):
+for other in ("lazy", "forward", "routed", "routed-lazy", "blocked", "similarity", "screened"):
     for budget in read(other)["budgets"]:
         assert by_pattern.get(str(budget["sources"]), budget["loss"]) == budget["loss"], other
 PYTHON
@@ -68,9 +79,11 @@ PYTHON
 "$indexcache" search "$model" "${text[@]}" --threads 1 --out "$work/one.json" >/dev/null 2>&1
 "$indexcache" search "$model" "${text[@]}" --threads 4 --out "$work/four.json" >/dev/null 2>&1
 cmp "$work/one.json" "$work/four.json" || fail "the result depends on the threads"
-for threads in 1 4; do
-  "$indexcache" search "$model" "${text[@]}" --strategy similarity --threads $threads --out "$work/similarity$threads.json" >/dev/null 2>&1
-  cmp "$work/similarity.json" "$work/similarity$threads.json" || fail "similarity depends on the threads"
+for strategy in similarity screened; do
+  for threads in 1 4; do
+    "$indexcache" search "$model" "${text[@]}" --strategy $strategy --threads $threads --out "$work/$strategy$threads.json" >/dev/null 2>&1
+    cmp "$work/$strategy.json" "$work/$strategy$threads.json" || fail "$strategy depends on the threads"
+  done
 done
 "$indexcache" search "$model" "${text[@]}" --carry 0 --out "$work/uncarried.json" >/dev/null 2>&1
 diff <(grep -v 'carried_bytes\|layer_run' "$work/one.json") <(grep -v 'carried_bytes\|layer_run' "$work/uncarried.json") ||
@@ -81,7 +94,7 @@ journal=$work/killed.json.journal
 journal_size() { stat -c %s "$journal" 2>/dev/null || echo 0; }
 search_killed() { exec "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/killed.json" >/dev/null 2>>"$work/killed.log"; }
 RANDOM=5
-for strategy in routed routed similarity; do
+for strategy in routed routed similarity screened; do
   started=$(date +%s%N)
   "$indexcache" search "$model" "${text[@]}" --strategy $strategy --out "$work/whole.json" >/dev/null 2>&1
   took_ms=$((($(date +%s%N) - started) / 1000000))
@@ -123,6 +136,8 @@ refused "Full layers to keep" "$indexcache" search "$model" "${text[@]}" --keep 
 refused "a start pattern with Shared layers" "$indexcache" search "$model" "${text[@]}" --strategy descent "${out[@]}"
 refused "similarity: context: expected at least index_topk = 20 tokens, found 10" \
   "$indexcache" search "$model" --text "$model/text.txt" --context 10 --sequences 2 --strategy similarity "${out[@]}"
+refused "screening: context: expected at least index_topk = 20 tokens, found 10" \
+  "$indexcache" search "$model" --text "$model/text.txt" --context 10 --sequences 2 --strategy screened "${out[@]}"
 refused "malformed JSON" "$indexcache" search "$model" "${text[@]}" --compare "$work/greedy.txt" "${out[@]}"
 refused "a budget of 5, 4, 3, 2, 1" "$indexcache" search "$model" "${text[@]}" --strategy descent --start "$work/greedy.json" "${out[@]}"
 mkdir "$work/foreign"
@@ -155,6 +170,7 @@ PYTHON
 refused "context of 96 tokens: " "$indexcache" search "$work/vast" "${text[@]}" "${out[@]}"
 refused "context of 48 tokens: " "$indexcache" search "$work/vast" --text "$model/text.txt" --context 48 --sequences 5 "${out[@]}"
 refused "a finite number" "$indexcache" search "$work/broken" "${text[@]}" "${out[@]}"
+refused "a finite number" "$indexcache" search "$work/broken" "${text[@]}" --strategy screened "${out[@]}"
 
 # A pattern file of another model: not to be compared if it has other layers, else with a notice.
 python3 tests/support/make_text_model.py "$work/small" 4

@@ -51,7 +51,7 @@ TEST_F(DeviceSpansTest, ASpanWaitsForItsDeviceAtBothEnds) {
 }
 
 TEST_F(DeviceSpansTest, ADeviceWithoutAnIndexIsTheCurrentOne) {
-  const DeviceSpans spans(c10::Device(c10::DeviceType::PrivateUse1));
+  const DeviceSpans spans{c10::Device(c10::DeviceType::PrivateUse1)};
   open_a_span();
   EXPECT_EQ(synchronized, (std::vector<int>{5, 5}));
 }
@@ -59,7 +59,7 @@ TEST_F(DeviceSpansTest, ADeviceWithoutAnIndexIsTheCurrentOne) {
 TEST_F(DeviceSpansTest, NothingWaitsAfterwardsNorOnTheCpu) {
   { const DeviceSpans spans(c10::Device(c10::DeviceType::PrivateUse1, 3)); }
   open_a_span();
-  const DeviceSpans spans(c10::Device(c10::DeviceType::CPU));
+  const DeviceSpans spans{c10::Device(c10::DeviceType::CPU)};
   open_a_span();
   EXPECT_TRUE(synchronized.empty());
 }

@@ -59,6 +59,40 @@ TEST(Journal, GivesBackWhatWasAppended) {
   EXPECT_FALSE(std::filesystem::exists(path));
 }
 
+TEST(Journal, GivesBackTheIncreasesOfASequence) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder.path() / "journal";
+  const IncreaseMatrix increases = {{}, {1.0 / 3}, {-2e-9, 0}, {1, 2, 3}};
+  {
+    Journal journal(path, setup_with_seed(1));
+    journal.append_increases(2, increases);
+  }
+  {
+    Journal journal(path, setup_with_seed(1));
+    EXPECT_TRUE(journal.resumed());
+    ASSERT_NE(journal.find_increases(2), nullptr);
+    EXPECT_EQ(*journal.find_increases(2), increases);
+    EXPECT_EQ(journal.find_increases(0), nullptr);
+    EXPECT_EQ(journal.find(0, 2, two_patterns()), nullptr);
+    journal.append(0, 2, two_patterns(), {1, 2});
+  }
+  const Journal journal(path, setup_with_seed(1));
+  EXPECT_NE(journal.find_increases(2), nullptr);
+  EXPECT_NE(journal.find(0, 2, two_patterns()), nullptr);
+}
+
+// A matrix of another model would be read beyond its rows.
+TEST(Journal, RefusesIncreasesOfAnotherShape) {
+  for (const IncreaseMatrix& increases :
+       {IncreaseMatrix{{}, {1}, {1, 2}}, IncreaseMatrix{{}, {1}, {1, 2}, {1, 2}}}) {
+    const testing::TemporaryFolder folder;
+    const auto path = folder.path() / "journal";
+    { Journal(path, setup_with_seed(1)).append_increases(0, increases); }
+    EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(1)); }),
+                HasSubstr("line 2: expected a line of a search journal"));
+  }
+}
+
 TEST(Journal, SurvivesATearAtEveryByte) {
   const testing::TemporaryFolder folder;
   const auto path = folder.path() / "whole";

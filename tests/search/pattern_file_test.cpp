@@ -54,6 +54,15 @@ TEST(PatternFile, ReadsWhatItWrites) {
   }
 }
 
+TEST(PatternFile, SaysWhatAScreeningComputedBesideLayers) {
+  auto file = example();
+  EXPECT_FALSE(to_json(file).contains("attention_runs"));
+  file.attention_runs = 135;
+  const auto text = to_json(file).dump(2);
+  EXPECT_EQ(parse_pattern_file(text, "file").attention_runs, 135);
+  EXPECT_EQ(to_json(parse_pattern_file(text, "file")).dump(2), text);
+}
+
 TEST(PatternFile, BudgetsAreSelectedByKeep) {
   const auto file = example();
   EXPECT_EQ(file.at("2", "f").num_full(), 2);
@@ -129,6 +138,7 @@ TEST(PatternFile, HostileFilesGiveOneClearError) {
       {[](json& f) { f["budgets"][0]["loss"] = "low"; },
        "f: budgets[0]: loss: expected a finite number, found \"low\""},
       {[](json& f) { f["layer_runs"] = -1; }, "f: layer_runs"},
+      {[](json& f) { f["attention_runs"] = "many"; }, "f: attention_runs"},
   };
   const json good = to_json(example());
   for (const Hostile& hostile : cases) {

@@ -153,7 +153,8 @@ TEST(TrainingForward, SharesAddUpToTheStep) {
   const auto batch = random_batch(tiny.config.model, 3, 48);
   const auto whole = tiny.forward(StageKind::kSparse, batch).loss;
   at::Tensor sum = at::zeros({});
-  for (const auto& [first, count] : {std::pair(0, 1), std::pair(1, 2)}) {
+  for (const int first : {0, 1}) {
+    const int count = first + 1;
     const auto part = [&](const at::Tensor& x) { return x.narrow(0, first, count); };
     sum = sum + tiny.forward(StageKind::kSparse, {.inputs = part(batch.inputs),
                                                   .targets = part(batch.targets),

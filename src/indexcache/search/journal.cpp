@@ -48,6 +48,14 @@ std::string first_difference(const json& there, const json& here) {
   return "";
 }
 
+bool is_triangle(const IncreaseMatrix& matrix, int num_layers) {
+  if (std::ssize(matrix) != num_layers) return false;
+  for (std::size_t layer = 0; layer < matrix.size(); ++layer) {
+    if (matrix[layer].size() != layer) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::filesystem::path Journal::path_for(const std::filesystem::path& pattern_file) {
@@ -72,12 +80,12 @@ Journal::Journal(std::filesystem::path path, const SearchSetup& setup) : path_(s
     // only if it begins as our header does.
     const auto newline = text.rfind('\n');
     if (newline != std::string::npos) {
-      read_lines(text.substr(0, newline + 1), here);
+      read_lines(text.substr(0, newline + 1), here, setup.num_layers);
     } else if (!header_.starts_with(text)) {
       throw not_a_line(1);
     }
     // Only now is it known to be this search's. A header without measurements is written anew.
-    const auto kept = entries_.empty() ? 0 : newline + 1;
+    const auto kept = resumed() ? newline + 1 : 0;
     if (::ftruncate(descriptor_, static_cast<off_t>(kept)) != 0) {
       throw device_error("{}: write failed: {}", path_.string(), std::strerror(errno));
     }
@@ -98,7 +106,7 @@ InputError Journal::not_a_line(std::size_t number) const {
                            "a line of a search journal", "something else; delete it to begin anew");
 }
 
-void Journal::read_lines(const std::string& text, const json& setup) {
+void Journal::read_lines(const std::string& text, const json& setup, int num_layers) {
   std::size_t number = 0;
   for (std::size_t begin = 0; begin < text.size(); ++number) {
     const auto end = text.find('\n', begin);
@@ -115,14 +123,23 @@ void Journal::read_lines(const std::string& text, const json& setup) {
               path_.string(), first_difference(line.at("setup"), setup));
         }
       } else {
-        const auto key =
-            std::pair(line.at("call").get<std::int64_t>(), line.at("sequence").get<int>());
-        entries_[key] = {line.at("patterns").get<std::uint64_t>(),
-                         line.at("losses").get<std::vector<double>>()};
+        read_line(line, num_layers);
       }
     } catch (const json::exception&) {
       throw not_a_line(number + 1);
     }
+  }
+}
+
+void Journal::read_line(const json& line, int num_layers) {
+  const int sequence = line.at("sequence").get<int>();
+  if (line.contains("increases")) {
+    auto increases = line.at("increases").get<IncreaseMatrix>();
+    if (!is_triangle(increases, num_layers)) throw json::other_error::create(500, "", nullptr);
+    increases_[sequence] = std::move(increases);
+  } else {
+    entries_[{line.at("call").get<std::int64_t>(), sequence}] = {
+        line.at("patterns").get<std::uint64_t>(), line.at("losses").get<std::vector<double>>()};
   }
 }
 
@@ -145,10 +162,22 @@ void Journal::append(std::int64_t call, int sequence, const std::vector<Pattern>
   for (const double loss : losses) {
     if (!std::isfinite(loss)) return;
   }
-  const json line = {{"call", call},
-                     {"sequence", sequence},
-                     {"patterns", digest_of(patterns)},
-                     {"losses", losses}};
+  append_line({{"call", call},
+               {"sequence", sequence},
+               {"patterns", digest_of(patterns)},
+               {"losses", losses}});
+}
+
+const IncreaseMatrix* Journal::find_increases(int sequence) const {
+  const auto entry = increases_.find(sequence);
+  return entry == increases_.end() ? nullptr : &entry->second;
+}
+
+void Journal::append_increases(int sequence, const IncreaseMatrix& increases) {
+  append_line({{"sequence", sequence}, {"increases", increases}});
+}
+
+void Journal::append_line(const json& line) {
   const std::scoped_lock lock(mutex_);
   write((empty_ ? header_ : "") + line.dump() + "\n");
 }

@@ -3,7 +3,8 @@
 // was measured: a refused search must not stand in the way of one with other settings.
 //
 // JSON lines. The first holds the search's setup, and is written with the first measurement; each
-// other one the losses of one call's patterns on one sequence. As search is deterministic, the n-th
+// other one the losses of one call's patterns on one sequence, or (strategy screened) that
+// sequence's estimated increases of the loss. As search is deterministic, the n-th
 // call of a resumed search asks for the same patterns; a digest of them is kept and checked. Lines
 // are synced to disk one by one; a torn last line is dropped.
 #pragma once
@@ -20,6 +21,7 @@
 #include "indexcache/base/error.h"
 #include "indexcache/policy/pattern.h"
 #include "indexcache/search/pattern_file.h"
+#include "indexcache/search/screened.h"
 
 namespace indexcache {
 
@@ -43,7 +45,11 @@ class Journal {
   // Thread-safe.
   void append(std::int64_t call, int sequence, const std::vector<Pattern>& patterns,
               const std::vector<double>& losses);
-  bool resumed() const { return !entries_.empty(); }
+  // A sequence's part of the increases, or nullptr.
+  const IncreaseMatrix* find_increases(int sequence) const;
+  // Thread-safe. All finite.
+  void append_increases(int sequence, const IncreaseMatrix& increases);
+  bool resumed() const { return !entries_.empty() || !increases_.empty(); }
   // The search is done: deletes the file.
   void remove();
 
@@ -52,8 +58,10 @@ class Journal {
     std::uint64_t digest = 0;
     std::vector<double> losses;
   };
-  void read_lines(const std::string& text, const nlohmann::json& setup);
+  void read_lines(const std::string& text, const nlohmann::json& setup, int num_layers);
+  void read_line(const nlohmann::json& line, int num_layers);
   InputError not_a_line(std::size_t number) const;
+  void append_line(const nlohmann::json& line);
   void write(const std::string& text);
 
   std::filesystem::path path_;
@@ -61,6 +69,7 @@ class Journal {
   std::string header_;
   bool empty_ = true;  // the file holds nothing
   std::map<std::pair<std::int64_t, int>, Line> entries_;
+  std::map<int, IncreaseMatrix> increases_;  // by sequence
   std::mutex mutex_;
 };
 

@@ -155,12 +155,13 @@ double paired_standard_error(const Losses& a, const Losses& b) {
 }
 
 PatternFile make_pattern_file(const SearchSetup& setup, const SearchResult& result,
-                              std::int64_t layer_runs) {
+                              std::int64_t layer_runs, std::optional<std::int64_t> attention_runs) {
   PatternFile file;
   file.setup = setup;
   file.start_loss = result.start.mean();
   file.evaluations = result.evaluations;
   file.layer_runs = layer_runs;
+  file.attention_runs = attention_runs;
   for (const BudgetResult& budget : result.budgets) {
     const double loss = budget.losses.mean();
     file.budgets.push_back({budget.num_full, budget.pattern, loss, loss - file.start_loss,
@@ -226,6 +227,7 @@ OrderedJson to_json(const PatternFile& file) {
   json["start"]["loss"] = file.start_loss;
   json["evaluations"] = file.evaluations;
   json["layer_runs"] = file.layer_runs;
+  if (file.attention_runs) json["attention_runs"] = *file.attention_runs;
   json["layer_run_share"] = file.layer_run_share();
   json["budgets"] = OrderedJson::array();
   for (const PatternBudget& budget : file.budgets) {
@@ -264,6 +266,9 @@ PatternFile parse_pattern_file(std::string_view text, const std::string& where) 
   file.start_loss = entry.object("start").number("loss");
   file.evaluations = entry.integer("evaluations", 0, kMax - 1);
   file.layer_runs = entry.integer("layer_runs", 0, kMax);
+  if (entry.has("attention_runs")) {
+    file.attention_runs = entry.integer("attention_runs", 0, kMax);
+  }
   const Json& budgets = entry.at("budgets");
   if (!budgets.is_array() || budgets.size() > kMaxLayers) {
     throw expectation_error(entry.path("budgets"), "a list with one entry a budget",

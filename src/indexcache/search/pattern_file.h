@@ -50,8 +50,12 @@ struct PatternBudget {
 struct PatternFile {
   SearchSetup setup;
   double start_loss = 0;
-  std::int64_t evaluations = 0;        // patterns evaluated besides the start schedule
-  std::int64_t layer_runs = 0;         // layer evaluations made, per sequence
+  std::int64_t evaluations = 0;  // patterns evaluated besides the start schedule
+  // Layer evaluations made, per sequence; screened: those of the screening too, a gradient counted
+  // as two.
+  std::int64_t layer_runs = 0;
+  // Screened: attentions computed for other index sets beside the layer runs, per sequence.
+  std::optional<std::int64_t> attention_runs;
   std::vector<PatternBudget> budgets;  // most Full layers first
 
   // layer_runs against evaluating the start schedule and every candidate separately.
@@ -63,7 +67,8 @@ struct PatternFile {
 };
 
 PatternFile make_pattern_file(const SearchSetup& setup, const SearchResult& result,
-                              std::int64_t layer_runs);
+                              std::int64_t layer_runs,
+                              std::optional<std::int64_t> attention_runs = {});
 
 // Standard error of the mean difference of paired losses; 0 for fewer than two sequences.
 double paired_standard_error(const Losses& a, const Losses& b);

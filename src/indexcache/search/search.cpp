@@ -19,14 +19,15 @@ struct StrategyEntry {
   const char* name;
 };
 
-constexpr std::array<StrategyEntry, 8> kStrategies = {{{Strategy::kGreedy, "greedy"},
+constexpr std::array<StrategyEntry, 9> kStrategies = {{{Strategy::kGreedy, "greedy"},
                                                        {Strategy::kLazy, "lazy"},
                                                        {Strategy::kForward, "forward"},
                                                        {Strategy::kBlocked, "blocked"},
                                                        {Strategy::kRouted, "routed"},
                                                        {Strategy::kRoutedLazy, "routed-lazy"},
                                                        {Strategy::kDescent, "descent"},
-                                                       {Strategy::kSimilarity, "similarity"}}};
+                                                       {Strategy::kSimilarity, "similarity"},
+                                                       {Strategy::kScreened, "screened"}}};
 
 }  // namespace
 
@@ -126,6 +127,9 @@ SearchResult search_patterns(const SearchOptions& options, const Evaluate& evalu
       break;
     case Strategy::kSimilarity:
       search_similarity(run);
+      break;
+    case Strategy::kScreened:
+      search_screened(run);
       break;
   }
   return run.take_result();

@@ -19,6 +19,8 @@
 //   similarity   the paper's appendix C: for every budget the nearest pattern with the highest sum
 //                of similarities of Shared layers and their sources, exactly (similarity.h);
 //                losses are measured, but choose nothing
+//   screened     for every budget the routed pattern with the lowest sum of estimated increases of
+//                the loss (screened.h); losses are measured, but choose nothing
 #pragma once
 
 #include <cstdint>
@@ -28,6 +30,7 @@
 #include <vector>
 
 #include "indexcache/policy/pattern.h"
+#include "indexcache/search/screened.h"
 #include "indexcache/search/similarity.h"
 
 namespace indexcache {
@@ -53,7 +56,8 @@ enum class Strategy {
   kRouted,
   kRoutedLazy,
   kDescent,
-  kSimilarity
+  kSimilarity,
+  kScreened
 };
 Strategy parse_strategy(const std::string& name);
 std::string strategy_name(Strategy strategy);
@@ -62,14 +66,15 @@ std::string strategy_names();
 
 struct SearchOptions {
   Strategy strategy = Strategy::kGreedy;
-  // What losses are compared with, and where removals start; forward and similarity choose from its
-  // Full layers; descent refines it.
+  // What losses are compared with, and where removals start; forward, similarity and screened choose
+  // from its Full layers; descent refines it.
   Pattern start = Pattern::full(1);
   // Stop at this many Full layers. None: removals go down to layer 0 alone (blocked: one a block),
   // forward goes up to one less than `start` has. Not for descent.
   std::optional<int> keep;
   int num_blocks = 1;           // blocked
   SimilarityMatrix similarity;  // similarity: a row for each layer of `start`
+  IncreaseMatrix increases;     // screened: likewise
 };
 
 // The best pattern found at one budget.
@@ -87,7 +92,7 @@ struct SearchResult {
 
 struct SearchProgress {
   std::int64_t evaluations = 0;
-  // Exact for greedy, routed, forward, blocked and similarity. Estimated for lazy and routed-lazy,
+  // Exact for greedy, routed, forward, blocked, similarity and screened. Estimated for lazy and routed-lazy,
   // which measure again as losses demand, and for descent, of which each sweep that gains brings
   // one more.
   std::int64_t evaluations_left = 0;

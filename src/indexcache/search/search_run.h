@@ -64,5 +64,6 @@ void search_descent(SearchRun& run);
 void search_lazy(SearchRun& run);
 void search_routed_lazy(SearchRun& run);
 void search_similarity(SearchRun& run);
+void search_screened(SearchRun& run);
 
 }  // namespace indexcache

@@ -18,11 +18,6 @@
 namespace indexcache {
 namespace {
 
-// Elements of a chunk of scores: enough to fill a GPU, few enough to skip later keys (a chunk stops at
-// its last query) and to stay in a CPU's caches.
-constexpr std::int64_t kCudaChunk = std::int64_t{1} << 27;
-constexpr std::int64_t kCpuChunk = std::int64_t{1} << 21;
-
 // The flash kernels want one head dimension; values are padded with zeros up to it.
 at::Tensor dense_attention(const MlaExpanded& attention, double scale) {
   const auto padding = attention.q.size(-1) - attention.v.size(-1);
@@ -135,7 +130,7 @@ class Pass {
     INDEXCACHE_ASSERT(false);
   }
 
-  static std::int64_t chunk_of(const at::Tensor& x) { return x.is_cuda() ? kCudaChunk : kCpuChunk; }
+  static std::int64_t chunk_of(const at::Tensor& x) { return attention_chunk_elements(x.device()); }
 
   const BlockShape& shape_;
   const RopeTable& rope_;

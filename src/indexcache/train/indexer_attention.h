@@ -13,7 +13,8 @@
 // are restricted. p is a constant.
 //
 // index_set: [B, T, k] int32, positions in the sequence, -1 padded; undefined for the dense form.
-// chunk_elements bounds B * heads * queries * keys of a chunk.
+// chunk_elements bounds B * heads * queries * keys of a chunk; attention_chunk_elements() is the
+// choice for a device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,6 +26,12 @@
 #include "indexcache/layers/mla.h"
 
 namespace indexcache {
+
+// Enough to fill a GPU, few enough to skip later keys (a chunk stops at its last query) and to stay
+// in a CPU's caches.
+inline std::int64_t attention_chunk_elements(at::Device device) {
+  return device.is_cuda() ? std::int64_t{1} << 27 : std::int64_t{1} << 21;
+}
 
 struct IndexerAttention {
   at::Tensor out;  // [B, T, h, v]

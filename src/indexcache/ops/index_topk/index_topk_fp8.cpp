@@ -77,8 +77,9 @@ at::Tensor widen_pages(const at::Tensor& pages, const at::Tensor& table_row, std
                               .view(at::kFloat8_e4m3fn)
                               .to(at::kFloat)
                               .view({used * kIndexPageKeys, kIndexDim});
-  const at::Tensor scale =
-      part(index_scale_offset(0), 4 * kIndexPageKeys).view(at::kFloat).view({used * kIndexPageKeys, 1});
+  const at::Tensor scale = part(index_scale_offset(0), 4 * kIndexPageKeys)
+                               .view(at::kFloat)
+                               .view({used * kIndexPageKeys, 1});
   return (keys * scale).narrow(0, 0, count);
 }
 
