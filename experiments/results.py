@@ -86,6 +86,14 @@ class Results:
             result.setdefault(entry["pattern"], Scores(f"{name}.json: {entry['pattern']}", evaluation, entry))
         return result
 
+    def all_scores(self, names):
+        """Those of every evaluation whose name is like NAMES (* as in a shell), which have to be on the same inputs."""
+        found = {}
+        for path in sorted(self.folder.glob(f"{names}.json")):
+            for pattern, scores in self.scores(str(path.relative_to(self.folder).with_suffix(""))).items():
+                found.setdefault(pattern, scores)
+        return found
+
     def arms(self, experiment):
         """name -> record of what became of the arm."""
         records = self.json(f"{experiment}/arms") or {"arms": []}

@@ -27,9 +27,8 @@ def search(folder):
     greedy = results.json("search/greedy")
     if results.json("search/arms") is None or greedy is None:
         return None
-    parts = []
+    parts, scores = [], results.all_scores("search/eval-*")
     for keep in settings(results, "search")["budgets"]:
-        scores = results.scores(f"search/eval-{settle(keep)}")
         if scores:
             parts.append(f"{keep} of the layers Full:\n\n{search_at(results, scores, keep, num_layers(greedy))}")
     return "\n\n".join(parts) or None

@@ -72,7 +72,7 @@ TEST(SparseMlaWgmma, CtasCoverTheRowsOfEachGroup) {
   p.num_heads = 128;
   EXPECT_EQ(sparse_mla_wgmma_ctas(p), 10);
   p.split = EntrySplit::kCluster;
-  EXPECT_EQ(sparse_mla_wgmma_ctas(p), 80);
+  EXPECT_EQ(sparse_mla_wgmma_ctas(p), 40);
   p = valid();
   p.kind = EntryKind::kUnion;
   EXPECT_EQ(sparse_mla_wgmma_ctas(p), 5);  // 60 rows

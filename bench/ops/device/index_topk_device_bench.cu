@@ -9,6 +9,21 @@
 #include "device_harness.h"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
+// Kernels that only compute the scores, timed on the same tensors where an object that defines them is
+// linked in: scores [M, stride] fp32, 32 or 64 heads. Decode: keys in pages of 64, table and lengths a
+// row a request; schedule is room for 1024 integers.
+extern "C" {
+__attribute__((weak)) void index_scores_prefill_peer(const void* q, const void* keys,
+                                                     const float* key_scale, const float* weights,
+                                                     const int* start, const int* end, int queries,
+                                                     int num_keys, int heads, float* scores,
+                                                     int stride, cudaStream_t stream);
+__attribute__((weak)) void index_scores_decode_peer(
+    const void* q, const void* pages, long page_stride, long num_pages, const int* table,
+    int table_stride, const float* weights, const int* lengths, int requests, int tokens, int heads,
+    float* scores, int stride, int* schedule, cudaStream_t stream);
+}
+
 namespace indexcache::bench {
 namespace {
 
@@ -98,6 +113,22 @@ std::uint8_t* random_rows(long rows, IndexKeyFormat format, Content content, uns
   return bytes;
 }
 
+int scores_stride(int keys) { return (keys + 256 + 255) / 256 * 256; }
+
+void add_prefill_peer(DeviceSuite& suite, const std::string& name, const IndexTopkCudaParams& p,
+                      double flops) {
+  const bool takes = p.format == IndexKeyFormat::kE4M3 && p.num_heads % 32 == 0;
+  if (!index_scores_prefill_peer || !takes) return;
+  const int stride = scores_stride(p.num_keys);
+  auto* scores = device_memory<float>(long{p.num_queries} * stride);
+  const int* start = to_device(std::vector<int>(p.num_queries, 0));
+  suite.add_ceiling({"peer's scores, " + name, flops, 0, [=](cudaStream_t stream) {
+                       index_scores_prefill_peer(p.q, p.keys, p.key_scale, p.weights, start, p.end,
+                                                 p.num_queries, p.num_keys, p.num_heads, scores,
+                                                 stride, stream);
+                     }});
+}
+
 // Memory stays with the process: every case lives until its end.
 void plan_and_bind(IndexTopkCudaParams& p, IndexTopkPlan& plan) {
   plan = plan_index_topk(p, processors());
@@ -123,8 +154,10 @@ void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int key
   p.weights = random_floats(long{queries} * heads, plain ? 0.1f : -0.5f, 1.0f, 4);
   p.end = to_device(std::vector<std::int32_t>(queries, keys));
   plan_and_bind(p, plan);
-  suite.add({describe(format, queries, keys, heads) + note, 256.0 * heads * queries * keys, 0,
-             [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }});
+  const std::string name = describe(format, queries, keys, heads) + note;
+  const double flops = 256.0 * heads * queries * keys;
+  suite.add({name, flops, 0, [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }});
+  if (note.empty()) add_prefill_peer(suite, name, p, flops);
 }
 
 // Calls over so many sets of pages that none is in L2 when its turn comes.
@@ -163,6 +196,20 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
                }
              },
              kCalls});
+  if (!index_scores_decode_peer || tokens > 2) return;
+  const int stride = scores_stride(keys);
+  auto* scores = device_memory<float>(long{p.num_queries} * stride);
+  auto* schedule = device_memory<int>(1024);
+  suite.add_ceiling(
+      {"peer's scores, " + name, 256.0 * heads * p.num_queries * keys, 132.0 * keys * requests,
+       [=](cudaStream_t stream) {
+         for (int i = 0; i < kCalls; ++i) {
+           index_scores_decode_peer(p.q, p.keys, kPageBytes, sets * pages,
+                                    tables + i % sets * pages, p.table_stride, p.weights, p.end,
+                                    requests, tokens, heads, scores, stride, schedule, stream);
+         }
+       },
+       kCalls});
 }
 
 // An e4m3 matmul n x n x n into bf16.

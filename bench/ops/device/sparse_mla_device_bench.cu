@@ -5,8 +5,11 @@
 // stretches of the context; from one query to the next a key is drawn anew with probability f.
 // Three neighbours then unite to about u = 1 + 2 f times a set. "local": 64 neighbours share a set;
 // "random": f = 1. Decode: every request has 65536 keys of context in shuffled pages of 64, its
-// sets are uniform; calls in one graph read different keys.
+// sets are uniform; calls in one graph read different keys. Real: with --sets FILE, the last 4096
+// queries of each index_set.N that `indexcache trace` wrote there.
+#include <fstream>
 #include <random>
+#include <sstream>
 
 #include "device_harness.h"
 #include "indexcache/kernels/query_groups.h"
@@ -54,6 +57,7 @@ std::vector<std::int32_t> make_sets(const std::function<double(std::int64_t)>& r
 
 struct Sets {
   std::string name;
+  std::int64_t top_k;
   std::int32_t* indices;
   std::int32_t *group_begin, *entries, *counts;
   std::int64_t groups;
@@ -63,30 +67,75 @@ struct Sets {
 IndexUnionParams union_params(const Sets& s) {
   return {.num_groups = s.groups,
           .group_begin = s.group_begin,
-          .top_k = kTopK,
+          .top_k = s.top_k,
           .indices = s.indices,
-          .entry_stride = kGroupQueries * kTopK,
+          .entry_stride = kGroupQueries * s.top_k,
           .entries = s.entries,
           .counts = s.counts};
 }
 
-Sets upload_sets(const std::string& name, const std::function<double(std::int64_t)>& redraw) {
-  const QueryGroups groups = query_groups({{0, kQueries}});
+// `indices` [kQueries, top_k] as they are and united; `first` is the first query's position.
+Sets upload_sets(const std::string& name, const std::vector<std::int32_t>& indices,
+                 std::int64_t first = 0) {
+  const QueryGroups groups = query_groups({{first, kQueries}});
   Sets s;
   s.name = name;
+  s.top_k = static_cast<std::int64_t>(indices.size()) / kQueries;
   s.groups = static_cast<std::int64_t>(groups.request.size());
-  s.indices = to_device(make_sets(redraw));
+  s.indices = to_device(indices);
   s.group_begin = to_device(groups.begin);
-  s.entries = device_memory<std::int32_t>(s.groups * kGroupQueries * kTopK);
+  s.entries = device_memory<std::int32_t>(s.groups * kGroupQueries * s.top_k);
   s.counts = device_memory<std::int32_t>(s.groups);
   index_union_cuda(union_params(s), nullptr);
   std::vector<std::int32_t> counts(s.groups);
   require_cuda(cudaMemcpy(counts.data(), s.counts, s.groups * 4, cudaMemcpyDeviceToHost), "counts");
   double total = 0;
   for (const std::int32_t count : counts) total += count;
-  s.u = total / static_cast<double>(kQueries) * kGroupQueries / kTopK;
+  const auto selected =
+      std::count_if(indices.begin(), indices.end(), [](int id) { return id >= 0; });
+  s.u = total * kGroupQueries / static_cast<double>(selected);
   std::printf("sets %s: u = %.3f\n", name.c_str(), s.u);
   return s;
+}
+
+// The numbers of `"key":[...]` behind `from` in a safetensors header.
+std::vector<std::int64_t> header_numbers(const std::string& header, std::size_t from,
+                                         const std::string& key) {
+  const std::size_t open = header.find("\"" + key + "\":[", from);
+  if (open == std::string::npos) return {};
+  std::istringstream text(header.substr(header.find('[', open) + 1));
+  std::vector<std::int64_t> numbers;
+  for (std::int64_t n; text >> n; text.ignore()) numbers.push_back(n);
+  return numbers;
+}
+
+std::vector<Sets> real_sets(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::uint64_t header_bytes = 0;
+  file.read(reinterpret_cast<char*>(&header_bytes), 8);
+  std::string header(file ? header_bytes : 0, ' ');
+  file.read(header.data(), static_cast<std::streamsize>(header.size()));
+  std::vector<Sets> sets;
+  for (int layer = 0; layer < 1000; ++layer) {
+    const std::string name = "index_set." + std::to_string(layer);
+    const std::size_t at = header.find("\"" + name + "\":");
+    if (at == std::string::npos) continue;
+    const auto shape = header_numbers(header, at, "shape"),
+               offsets = header_numbers(header, at, "data_offsets");
+    if (shape.size() != 2 || shape[0] < kQueries || offsets.size() != 2) continue;
+    std::vector<std::int32_t> indices(kQueries * shape[1]);
+    const auto bytes = static_cast<std::int64_t>(indices.size()) * 4;
+    file.seekg(8 + static_cast<std::int64_t>(header_bytes) + offsets[1] - bytes);
+    file.read(reinterpret_cast<char*>(indices.data()), bytes);
+    sets.push_back(
+        upload_sets("real, layer " + std::to_string(layer), indices, shape[0] - kQueries));
+  }
+  if (sets.empty() || !file) {
+    std::fprintf(stderr, "%s: expected index_set.N [T >= %d, k]\n", path.c_str(),
+                 static_cast<int>(kQueries));
+    std::exit(1);
+  }
+  return sets;
 }
 
 struct Buffers {
@@ -103,7 +152,7 @@ SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const 
                             .kv = kv,
                             .num_groups = kQueries,
                             .entries = s.indices,
-                            .entry_stride = kTopK,
+                            .entry_stride = s.top_k,
                             .q = b.q,
                             .out = b.out,
                             .lse = b.lse};
@@ -111,7 +160,7 @@ SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const 
     p.num_groups = s.groups;
     p.group_begin = s.group_begin;
     p.entries = s.entries;
-    p.entry_stride = kGroupQueries * kTopK;
+    p.entry_stride = kGroupQueries * s.top_k;
     p.counts = s.counts;
   }
   return p;
@@ -124,21 +173,28 @@ std::string title(const char* what, const SparseMlaWgmmaParams& p) {
 
 void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& p) {
   const bool united = p.kind == EntryKind::kUnion;
-  const double rows =
-      united ? s.u * static_cast<double>(s.groups) * kTopK : static_cast<double>(kQueries) * kTopK;
+  const double selected = static_cast<double>(kQueries * s.top_k);
+  const double rows = united ? selected * s.u / kGroupQueries : selected;
   suite.add({title(united ? "prefill union" : "prefill", p) + " " + s.name,
-             2.0 * kQueries * kTopK * static_cast<double>(p.num_heads) * 1088,
+             2.0 * selected * static_cast<double>(p.num_heads) * 1088,
              rows * static_cast<double>(p.kv.row_stride) * (p.num_heads > 64 ? 2 : 1),
              [p](cudaStream_t stream) { sparse_mla_wgmma_cuda(p, stream); }});
 }
 
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
   if (!sparse_mla_prefill_peer) return;
-  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * kQueries * kTopK * 64 * 1088,
-             1152.0 * kQueries * kTopK, [=](cudaStream_t stream) {
-               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64, kTopK, 0.04f,
-                                       b.out, b.lse, stream);
+  const double selected = static_cast<double>(kQueries * s.top_k);
+  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * selected * 64 * 1088, 1152.0 * selected,
+             [=](cudaStream_t stream) {
+               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64,
+                                       static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
              }});
+}
+
+void add_union_build(DeviceSuite& suite, const Sets& s) {
+  suite.add({"index_union " + s.name, 0,
+             4.0 * (1 + s.u / kGroupQueries) * static_cast<double>(kQueries * s.top_k),
+             [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
 }
 
 void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
@@ -147,7 +203,8 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
     char name[16];
     std::snprintf(name, sizeof name, "u %.2f", u);
     if (!suite.takes(std::string("prefill union bf16 20 heads ") + name)) continue;
-    const Sets s = upload_sets(name, [u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); });
+    const Sets s =
+        upload_sets(name, make_sets([u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); }));
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
     if (u == 1.45) {
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
@@ -155,8 +212,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
       add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
     }
     add_prefill_peer(suite, s, bf16, b);
-    suite.add({"index_union " + s.name, 0, 4.0 * (1 + s.u / 3) * kQueries * kTopK,
-               [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
+    add_union_build(suite, s);
   }
 }
 
@@ -165,8 +221,8 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
   for (const bool local : {true, false}) {
     const char* name = local ? "local" : "random";
     if (!suite.takes(std::string("prefill bf16 64 heads ") + name)) continue;
-    const Sets s =
-        upload_sets(name, [=](std::int64_t t) { return local && t % 64 != 0 ? 0.0 : 1.0; });
+    const Sets s = upload_sets(
+        name, make_sets([=](std::int64_t t) { return local && t % 64 != 0 ? 0.0 : 1.0; }));
     for (const std::int64_t heads : {20, 64, 128}) {
       add_prefill(suite, s, prefill_params(s, bf16, b, heads, EntryKind::kIndices));
     }
@@ -175,12 +231,18 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
   }
 }
 
-void add_prefills(DeviceSuite& suite) {
+void add_prefills(DeviceSuite& suite, const std::string& sets_path) {
   const Buffers b;
   const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys);
   const LatentStore e4m3 = store_of(LatentFormat::kE4M3, kKeys);
   add_unions(suite, bf16, e4m3, b);
   add_plain(suite, bf16, e4m3, b);
+  if (sets_path.empty()) return;
+  for (const Sets& s : real_sets(sets_path)) {
+    add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
+    add_prefill_peer(suite, s, bf16, b);
+    add_union_build(suite, s);
+  }
 }
 
 constexpr std::int64_t kContext = 65536;
@@ -269,7 +331,11 @@ int main(int argc, char** argv) {
   using namespace indexcache::bench;
   using indexcache::LatentFormat;
   DeviceSuite suite("sparse_mla", argc, argv);
-  add_prefills(suite);
+  std::string sets_path;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::string(argv[i]) == "--sets") sets_path = argv[i + 1];
+  }
+  add_prefills(suite, sets_path);
   const Buffers b;
   for (const LatentFormat format : {LatentFormat::kE4M3, LatentFormat::kBFloat16}) {
     const indexcache::LatentStore pages = store_of(format, 1 << 20);

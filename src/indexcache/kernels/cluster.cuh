@@ -19,23 +19,36 @@ __device__ inline void cluster_sync() {
           : "memory");
 }
 
+// The same, but orders no memory accesses: for those whose values are already in use.
+__device__ inline void cluster_meet() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.aligned;" ::
+          : "memory");
+}
+
 // Where `address` of this CTA's shared memory lies in that of CTA `rank`.
 __device__ inline std::uint32_t peer_address(std::uint32_t address, int rank) {
   std::uint32_t peer;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
   return peer;
 }
+// Reads are ordered among themselves and after cluster_sync, not with this CTA's other accesses.
 __device__ inline float read_peer(std::uint32_t peer) {
   float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(peer) : "memory");
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(peer));
+  return value;
+}
+__device__ inline std::uint32_t read_peer_byte(std::uint32_t peer) {
+  std::uint32_t value;
+  asm volatile("ld.shared::cluster.u8 %0, [%1];" : "=r"(value) : "r"(peer));
   return value;
 }
 __device__ inline float4 read_peer_4(std::uint32_t peer) {
   float4 v;
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(peer)
-               : "memory");
+               : "r"(peer));
   return v;
 }
 

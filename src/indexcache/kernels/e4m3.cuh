@@ -1,4 +1,4 @@
-// e4m3 values, 16 at a time, as bf16.
+// e4m3 values as bf16. What meets NaN among them has to look for it.
 #pragma once
 
 #include <cstdint>
@@ -22,28 +22,27 @@ __device__ inline std::uint32_t e4m3_pair_to_bf16(std::uint32_t four, int pair) 
   return multiply_bf16x2(moved, kTwoTo120);
 }
 
-// value * bf16(scale), rounded to bf16; NaN stays NaN.
-__device__ inline void e4m3_to_bf16(uint4 raw, float scale, uint4 (&out)[2]) {
-  std::uint32_t factor;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %1;" : "=r"(factor) : "f"(scale));
-  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-  std::uint32_t pairs[8];
-  std::uint32_t nan = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    nan |= (words[i] & 0x7F7F7F7Fu) + 0x01010101u;
-    pairs[2 * i] = multiply_bf16x2(e4m3_pair_to_bf16(words[i], 0), factor);
-    pairs[2 * i + 1] = multiply_bf16x2(e4m3_pair_to_bf16(words[i], 1), factor);
-  }
-  if (nan & 0x80808080u) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if ((words[i / 4] >> 8 * (i % 4) & 0x7F) == 0x7F)
-        pairs[i / 2] |= i % 2 ? 0x7FFF0000u : 0x7FFFu;
-    }
-  }
-  out[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-  out[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+// Eight values * scale, a bf16 twice, rounded to bf16; e4m3's NaN comes out as finite.
+__device__ inline uint4 e4m3_to_bf16(uint2 raw, std::uint32_t scale) {
+  return make_uint4(multiply_bf16x2(e4m3_pair_to_bf16(raw.x, 0), scale),
+                    multiply_bf16x2(e4m3_pair_to_bf16(raw.x, 1), scale),
+                    multiply_bf16x2(e4m3_pair_to_bf16(raw.y, 0), scale),
+                    multiply_bf16x2(e4m3_pair_to_bf16(raw.y, 1), scale));
 }
+
+// Whether any of the values looked at was NaN.
+class E4M3NanSeeker {
+ public:
+  __device__ void look_at(uint4 raw) {
+    top_bits_ |= carry(raw.x) | carry(raw.y) | carry(raw.z) | carry(raw.w);
+  }
+  __device__ bool found() const { return (top_bits_ & 0x80808080u) != 0; }
+
+ private:
+  __device__ static std::uint32_t carry(std::uint32_t four) {
+    return (four & 0x7F7F7F7Fu) + 0x01010101u;
+  }
+  std::uint32_t top_bits_ = 0;
+};
 
 }  // namespace indexcache::device

@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "indexcache/kernels/mbarrier.cuh"
 #include "indexcache/kernels/score_order.cuh"
 
 namespace indexcache::device {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// The threads that work together: `size` of them, `rank` the caller's place. A warp or the block.
+// The threads that work together: `size` of them, `rank` the caller's place. A warp, or the block's
+// first `threads`, which meet at barrier 0.
 struct WarpTeam {
   static constexpr int size = 32;
   int rank = static_cast<int>(threadIdx.x) & 31;
@@ -20,7 +22,7 @@ template <int threads>
 struct BlockTeam {
   static constexpr int size = threads;
   int rank = static_cast<int>(threadIdx.x);
-  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void sync() const { barrier_sync(0, threads); }
 };
 
 // A team's scratch in shared memory.
@@ -30,14 +32,14 @@ struct SelectScratch {
   unsigned bin, above, inside;
 };
 
-// visit(key) for every key of the list, several loads in flight. All threads of a warp call visit
-// equally often; valid is false past the end.
-template <class Team, class Visit>
-__device__ __forceinline__ void for_each_key(const Team& team, const RankedKey* list, int size,
+// visit(key, valid) for every key of the list (or rank, the upper half of one), several loads in
+// flight. All threads of a warp call visit equally often, for keys in the list's order; valid is
+// false past the end.
+template <int kBatch = 8, class Team, class Key, class Visit>
+__device__ __forceinline__ void for_each_key(const Team& team, const Key* list, int size,
                                              const Visit& visit) {
-  constexpr int kBatch = 8;
   for (int base = 0; base < size; base += kBatch * Team::size) {
-    RankedKey keys[kBatch];
+    Key keys[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int at = base + i * Team::size + team.rank;
@@ -49,16 +51,15 @@ __device__ __forceinline__ void for_each_key(const Team& team, const RankedKey* 
 }
 
 // Sets scratch.low and .high to the least and the greatest key.
-template <class Team>
-__device__ void find_extremes(const Team& team, const RankedKey* list, int size,
-                              SelectScratch& scratch) {
+template <class Team, class Key>
+__device__ void find_extremes(const Team& team, const Key* list, int size, SelectScratch& scratch) {
   if (team.rank == 0) {
     scratch.low = ~0ull;
     scratch.high = 0;
   }
   team.sync();
   RankedKey low = ~0ull, high = 0;
-  for_each_key(team, list, size, [&](RankedKey key, bool valid) {
+  for_each_key(team, list, size, [&](Key key, bool valid) {
     if (!valid) return;
     low = key < low ? key : low;
     high = key > high ? key : high;
@@ -104,19 +105,25 @@ __device__ __forceinline__ void find_bin(unsigned wanted, SelectScratch& scratch
   }
 }
 
-// A threshold that exactly `wanted` of the keys reach (1 <= wanted <= size), at most the wanted-th
-// greatest. Radix selection from the highest bit in which keys differ, 8 bits a pass, until a bin is
-// taken whole.
-template <class Team>
-__device__ RankedKey select_threshold(const Team& team, const RankedKey* list, int size, int wanted,
-                                      SelectScratch& scratch) {
+// A threshold, at most the wanted-th greatest key (1 <= wanted <= size). Radix selection from the
+// highest bit in which keys differ, 8 bits a pass, until a bin is taken whole. `exact`: just `wanted`
+// keys reach it, as always where keys are distinct; ranks may repeat.
+template <class Key>
+struct Threshold {
+  Key key;
+  bool exact;
+};
+template <class Team, class Key>
+__device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int size, int wanted,
+                                         SelectScratch& scratch) {
   find_extremes(team, list, size, scratch);
   const RankedKey low = scratch.low, high = scratch.high;
-  if (wanted == size) return low;
+  if (wanted == size) return {static_cast<Key>(low), true};
   int bits = 64 - __clzll(static_cast<long long>(low ^ high));  // below these all keys agree
   RankedKey prefix = bits == 64 ? 0 : high >> bits;
   unsigned left = static_cast<unsigned>(wanted);
-  while (bits > 0) {
+  bool exact = false;
+  while (bits > 0 && !exact) {
     const int width = bits < 8 ? bits : 8, shift = bits - width;
     team.sync();
     for (int i = team.rank; i < 256; i += Team::size) scratch.counts[i] = 0;
@@ -133,9 +140,35 @@ __device__ RankedKey select_threshold(const Team& team, const RankedKey* list, i
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
-    if (left == scratch.inside) break;
+    exact = left == scratch.inside;
   }
-  return prefix << bits;
+  return {static_cast<Key>(prefix << bits), exact};
+}
+
+// A threshold that exactly `wanted` of the keys reach.
+template <class Team>
+__device__ RankedKey select_threshold(const Team& team, const RankedKey* list, int size, int wanted,
+                                      SelectScratch& scratch) {
+  return find_threshold(team, list, size, wanted, scratch).key;
+}
+
+// One warp: the same for a list in device memory, whose ranks pass to `room` words of shared memory
+// first. Where they do not fit, or equal ranks straddle the threshold, the list itself is searched.
+__device__ __forceinline__ RankedKey select_threshold_by_rank(const RankedKey* list, int size,
+                                                              int wanted, std::uint32_t* ranks,
+                                                              int room, SelectScratch& scratch) {
+  const WarpTeam team;
+  if (size <= room) {
+    int at = team.rank;
+    for_each_key<16>(team, list, size, [&](RankedKey key, bool valid) {
+      if (valid) ranks[at] = static_cast<std::uint32_t>(key >> 32);
+      at += 32;
+    });
+    team.sync();
+    const Threshold<std::uint32_t> found = find_threshold(team, ranks, size, wanted, scratch);
+    if (found.exact) return RankedKey{found.key} << 32;
+  }
+  return select_threshold(team, list, size, wanted, scratch);
 }
 
 // One warp: keeps, in place and in their order, the keys that reach the threshold; returns how many.
@@ -153,6 +186,75 @@ __device__ __forceinline__ int compact(RankedKey* list, int size, RankedKey thre
   return kept;
 }
 
+// One warp: the indices of the keys that reach the threshold, in the list's order; returns how many.
+__device__ __forceinline__ int take_indices(const RankedKey* list, int size, RankedKey threshold,
+                                            int* indices) {
+  const WarpTeam team;
+  int taken = 0;
+  for_each_key<16>(team, list, size, [&](RankedKey key, bool valid) {
+    const bool take = valid && key >= threshold;
+    const unsigned takers = __ballot_sync(kAllLanes, take);
+    if (take) indices[taken + __popc(takers & ((1u << team.rank) - 1))] = key_index(key);
+    taken += __popc(takers);
+  });
+  team.sync();
+  return taken;
+}
+
+// One warp: writes the indices minus `first` to `out`, ascending. They are in order but for their
+// places within stretches of 32 x words, or a divisor of it, from `origin` on. Sets a bit for each
+// in words + 32 words of shared memory; words is a multiple of 32.
+template <int words>
+__device__ __forceinline__ void write_nearly_ascending(const int* indices, int size, int origin,
+                                                       int first, std::int32_t* out,
+                                                       unsigned* bits) {
+  constexpr int kOwn = words / 32, kStretch = 32 * words;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  unsigned* own_bits = bits + lane * (kOwn + 1);  // odd: lanes meet no bank twice
+  for (int at = 0; at < size;) {
+    const int base = origin + (indices[at] - origin) / kStretch * kStretch;
+#pragma unroll 8
+    for (int i = 0; i < kOwn; ++i) own_bits[i] = 0;
+    __syncwarp();
+    for (unsigned inside = kAllLanes; inside == kAllLanes; at += __popc(inside)) {
+      const int bit = at + lane < size ? indices[at + lane] - base : kStretch;
+      const int word = bit / 32;
+      if (bit < kStretch) atomicOr(&bits[word + word / kOwn], 1u << bit % 32);
+      inside = __ballot_sync(kAllLanes, bit < kStretch);
+    }
+    __syncwarp();
+    int own = 0;
+#pragma unroll 8
+    for (int i = 0; i < kOwn; ++i) own += __popc(own_bits[i]);
+    int through = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = __shfl_up_sync(kAllLanes, through, step);
+      if (lane >= step) through += before;
+    }
+    std::int32_t* place = out + (through - own);
+    for (int i = 0; i < kOwn; ++i) {
+      for (unsigned rest = own_bits[i]; rest != 0; rest &= rest - 1) {
+        *place++ = base - first + 32 * (lane * kOwn + i) + __ffs(static_cast<int>(rest)) - 1;
+      }
+    }
+    out += __shfl_sync(kAllLanes, through, 31);
+    __syncwarp();
+  }
+}
+
+// A team copies a list.
+template <class Team>
+__device__ __forceinline__ void copy_keys(const Team& team, const RankedKey* from, int size,
+                                          RankedKey* to) {
+  int at = team.rank;
+  for_each_key<16>(team, from, size, [&](RankedKey key, bool valid) {
+    if (valid) to[at] = key;
+    at += Team::size;
+  });
+  team.sync();
+}
+
 // The block: the sum of `own` over the threads before this one; `all` gets that over all of them.
 template <int threads>
 __device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
@@ -165,7 +267,7 @@ __device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
     if (lane >= step) through += before;
   }
   if (lane == 31) scratch.counts[warp] = through;
-  __syncthreads();
+  barrier_sync(0, threads);
   unsigned result = through - own;
   all = 0;
 #pragma unroll
@@ -173,7 +275,7 @@ __device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
     if (i < warp) result += scratch.counts[i];
     all += scratch.counts[i];
   }
-  __syncthreads();
+  barrier_sync(0, threads);
   return result;
 }
 
@@ -188,12 +290,12 @@ __device__ void write_ascending(const RankedKey* list, int size, RankedKey thres
   for (int base = 0; base < range; base += 32 * words) {
     const int used = min(words, (range - base + 31) / 32);
     for (int i = team.rank; i < used; i += threads) bits[i] = 0;
-    __syncthreads();
+    team.sync();
     for_each_key(team, list, size, [&](RankedKey key, bool valid) {
       const auto bit = static_cast<unsigned>(key_index(key) - first - base);
       if (valid && key >= threshold && bit < 32u * used) atomicOr(&bits[bit / 32], 1u << bit % 32);
     });
-    __syncthreads();
+    team.sync();
     const int chunk = (used + threads - 1) / threads | 1;  // odd: threads meet no bank twice
     const int from = min(team.rank * chunk, used), to = min(from + chunk, used);
     unsigned own = 0, all = 0;
@@ -205,7 +307,7 @@ __device__ void write_ascending(const RankedKey* list, int size, RankedKey thres
       }
     }
     out += all;
-    __syncthreads();
+    team.sync();
   }
 }
 

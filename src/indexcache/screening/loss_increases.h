@@ -12,8 +12,8 @@
 // Fisher's matrix for the Hessian, 1/2n sum over tokens i of <grad loss_i, d>^2, in which scores of
 // different tokens and changes at different t count as independent: then sum over i of
 // <grad loss_i, d(t)>^2 is near <sum over i of grad loss_i, d(t)>^2 = n^2 c_t^2. It is what tells
-// changes that cancel by chance from small ones: without it no ranking is of use
-// (docs/patterns.md).
+// changes that cancel by chance from small ones: the first term alone ranks them badly
+// (docs/experiments.md, "Screening").
 //
 // What the gradient does not see, E does not hold: later layers' own index sets do not move, and an
 // answer given with certainty has next to no gradient, whatever its loss becomes without the key it

@@ -257,6 +257,21 @@ void test_non_finite() {
   });
 }
 
+// Every path once, on as little as reaches all of it: groups of one and of three, two pairs of tiles
+// of which the last is half empty, pages, a value that is not finite.
+void test_every_path() {
+  for_each_path([](LatentProblem p) {
+    p.queries = 4, p.heads = 20, p.keys = 150, p.top_k = 140, p.first_position = 2,
+    p.page_shift = 4;
+    p.name = "every path, " + describe(p);
+    p = make_problem(p, 40);
+    const std::int32_t spoiled =
+        *std::find_if(p.indices.begin(), p.indices.end(), [](std::int32_t id) { return id >= 0; });
+    for (const int d : {17, 300, 540}) poison(p, spoiled, d, d == 540 ? kInf : kNaN);
+    compare(p, run(p), reference_of(p));
+  });
+}
+
 void test_empty() {
   for_each_path([](LatentProblem p) {
     p.queries = 6, p.heads = 20, p.keys = 100, p.top_k = 70;
@@ -341,9 +356,10 @@ void test_far_page() {
 int main(int argc, char**) {
   using namespace indexcache::testing;
   if (!find_device()) return kNoDevice;
-  test_simple_weights();
-  test_empty();
+  test_every_path();
   if (argc == 1) {
+    test_simple_weights();
+    test_empty();
     test_accuracy();
     test_far_apart();
     test_chunks_and_places();
@@ -351,7 +367,7 @@ int main(int argc, char**) {
     test_graph();
     test_relaunches();
     test_far_page();
+    test_non_finite();
   }
-  test_non_finite();
   return device_result("sparse_mla");
 }

@@ -1,17 +1,18 @@
 // index_topk on Hopper: scores on the tensor cores, candidates kept as they come, selection exact.
 //
-// A block of two warpgroups owns a group of 8 (or 4) neighbouring queries and walks the keys of
-// their ranges in tiles of 128. Keys are the rows of the matrix product, (head, query) pairs its
-// columns, laid out so that a thread holds all heads of its own queries: relu, weights and the sum
-// over heads stay in the thread's registers, with nothing exchanged between lanes. Every warp
-// fetches its own 16 keys of a tile into its own ring in shared memory, so warps wait for no other.
+// A block owns a group of 8 (or 4) neighbouring queries and walks the keys of their ranges in tiles.
+// Two warpgroups score, 64 or 128 keys of a tile each; a third fetches tiles into a ring in shared
+// memory. Keys are the rows of the matrix product, (head, query) pairs its columns, laid out so that
+// a thread holds all heads of its own queries: relu, weights and the sum over heads stay in the
+// thread's registers, with nothing exchanged between lanes.
 //
 // Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
-// that about 2.2 k of its keys will reach. The scan then appends the keys that reach it to a list.
-// If fewer than k did, the group is scanned again without threshold; where a list fills up, it is
-// cut to its best k, whose least becomes the threshold. So the result is exact whatever the keys
-// are; the sample decides the time only. At last a warp a query selects the best k of the list, and
-// the block writes their indices in ascending order, by way of a bit for each key of the range.
+// that about 2 k of its keys will reach. The scan then appends the keys that reach it to a list,
+// which is thus in the order of the keys but for places between two looks at its length. If fewer
+// than k did, the group is scanned again without threshold; where a list fills up, it is cut to its
+// best k, whose least becomes the threshold. So the result is exact whatever the keys are; the
+// sample decides the time only. At last a warp a query selects the best k of the list, and puts
+// their indices in ascending order by way of a bit for each key of a stretch.
 //
 // Few groups (decode): the range of each is cut in pieces, a block each. Every block draws the same
 // sample of the whole range, hence the same thresholds, scans its piece, and adds the best k of its
@@ -23,7 +24,9 @@
 // the key's scale.
 #include <cuda_runtime.h>
 
+#include "indexcache/kernels/register_share.cuh"
 #include "indexcache/ops/index_topk/index_topk_candidates.cuh"
+#include "indexcache/ops/index_topk/index_topk_keys.cuh"
 
 namespace indexcache {
 namespace {
@@ -39,29 +42,22 @@ struct MergeLists {
   int pieces;
 };
 
-// One block's work on one item.
+// The scorers' work on one item.
 template <class L>
 struct GroupSelection {
   static constexpr int kQueries = L::kQueries;
 
   const IndexTopkCudaParams& p;
   Item item;
-  std::uint8_t* shared;  // queries, then the warps' rings; at last the bits of the indices
-  GroupState& state;
+  GroupShared<L>& shared;
   RankedKey* lists;  // [kQueries][kCandidateCapacity]
   MergeLists merge;
-  GroupCandidates<L> candidates{p, item, shared, state, lists};
+  RingPlace<L::kStages>& place;
+  GroupState& state = shared.state;
+  GroupCandidates<L> candidates{p, item, shared, lists, place};
 
-  // The block: writes the query's row of the result, the keys of the list that reach the threshold.
-  __device__ __forceinline__ void write_row(int query, const RankedKey* list, int size,
-                                            RankedKey threshold) const {
-    std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
-    write_ascending<kThreads>(list, size, threshold, state.start[query], candidates.range(query),
-                              out, reinterpret_cast<unsigned*>(shared), L::kSharedBytes / 4,
-                              state.select[0]);
-    for (int i = min(p.top_k, candidates.range(query)) + threadIdx.x; i < p.top_k; i += kThreads)
-      out[i] = -1;
-  }
+  static __device__ __forceinline__ void sync() { BlockTeam<kScorers>{}.sync(); }
+  static __device__ __forceinline__ bool any(bool value) { return barrier_any(0, kScorers, value); }
 
   // What the best `taken` of a list reach.
   template <class Team>
@@ -70,21 +66,43 @@ struct GroupSelection {
     return size > taken ? select_threshold(team, list, size, taken, scratch) : kEveryKey;
   }
 
-  // Writes the rows of all queries that are not written, from their lists.
-  __device__ __forceinline__ void finish() const {
+  // Writes the rows of all queries that are not written, a warp each. Lists are in the order of the
+  // scan from `origin` on, but for places between two looks.
+  __device__ __forceinline__ void finish(int origin) const {
+    constexpr int kWords = GroupShared<L>::kRoom / kWarps, kBits = 1024, kMostTaken = 2048;
+    static_assert(kWords >= kMostTaken + kBits + 32 && 32 * kBits % kKeysPerLook == 0);
     const int warp = threadIdx.x / 32;
-    if (warp < item.queries && !state.written[warp]) {
-      const RankedKey threshold =
-          reached_by(WarpTeam{}, lists + warp * kCandidateCapacity, state.count[warp],
-                     min(p.top_k, candidates.range(warp)), state.select[warp]);
-      if (threadIdx.x % 32 == 0) state.threshold[warp] = threshold;
+    if (warp >= item.queries || state.written[warp]) return;
+    const RankedKey* list = lists + warp * kCandidateCapacity;
+    const int size = state.count[warp], wanted = min(p.top_k, candidates.range(warp));
+    std::uint32_t* room = shared.room() + warp * kWords;
+    RankedKey threshold = kEveryKey;
+    if (size > wanted) {
+      threshold = select_threshold_by_rank(list, size, wanted, room, kWords, shared.select[warp]);
     }
-    __syncthreads();
-    for (int query = 0; query < item.queries; ++query) {
-      if (state.written[query]) continue;
-      write_row(query, lists + query * kCandidateCapacity, state.count[query],
-                state.threshold[query]);
+    int* indices = reinterpret_cast<int*>(room);
+    const int taken = take_indices(list, size, threshold, indices);
+    std::int32_t* out = p.out + std::int64_t{item.first_query + warp} * p.top_k;
+    write_nearly_ascending<kBits>(indices, taken, origin, state.start[warp], out,
+                                  room + kMostTaken);
+    for (int i = taken + threadIdx.x % 32; i < p.top_k; i += 32) out[i] = -1;
+  }
+
+  // The scorers: writes a query's row from the merged list.
+  __device__ __forceinline__ void write_merged(int query, const RankedKey* list, int size) const {
+    constexpr int kListKeys = GroupShared<L>::kRoom * 3 / 8, kBits = GroupShared<L>::kRoom / 4;
+    const BlockTeam<kScorers> team;
+    auto* room = reinterpret_cast<RankedKey*>(shared.room());
+    if (size <= kListKeys) {
+      copy_keys(team, list, size, room);
+      list = room;
     }
+    const int wanted = min(p.top_k, candidates.range(query));
+    const RankedKey threshold = reached_by(team, list, size, wanted, shared.select[0]);
+    std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
+    write_ascending<kScorers>(list, size, threshold, state.start[query], candidates.range(query),
+                              out, shared.room() + 2 * kListKeys, kBits, shared.select[0]);
+    for (int i = wanted + team.rank; i < p.top_k; i += kScorers) out[i] = -1;
   }
 
   // Reads the ranges; the keys that hold them all.
@@ -99,7 +117,7 @@ struct GroupSelection {
       state.settled[i] = false;
       state.written[i] = false;
     }
-    __syncthreads();
+    sync();
     int first = 0x7FFFFFFF, last = 0;
     for (int i = 0; i < kQueries; ++i) {
       if (candidates.range(i) == 0) continue;
@@ -113,10 +131,22 @@ struct GroupSelection {
 
   // This item's piece of the keys.
   __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
-    const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
-    const int length = (tiles + merge.pieces - 1) / merge.pieces * kTileKeys;
+    const int tiles = (keys.count + L::kTileKeys - 1) / L::kTileKeys;
+    const int length = (tiles + merge.pieces - 1) / merge.pieces * L::kTileKeys;
     const int first = min(item.piece * length, keys.count);
     return {keys.first + first, min(length, keys.count - first)};
+  }
+
+  // Asks for the first pages of a piece, so that they come while the sample is scored.
+  __device__ __forceinline__ void prefetch(KeyWalk piece) const {
+    if constexpr (L::kPaged) {
+      constexpr int kPages = 32, kPageBytes = kPageScales + 4 * kPageKeys;
+      const int request = p.tokens_per_request > 0 ? item.group : 0;
+      const int key = piece.first + static_cast<int>(threadIdx.x) * kPageKeys;
+      if (threadIdx.x < kPages && key < piece.first + piece.count) {
+        prefetch_l2(KeySource<L>{p, request}.page_of(key), kPageBytes);
+      }
+    }
   }
 
   // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
@@ -129,39 +159,47 @@ struct GroupSelection {
       state.threshold[i] = again ? kEveryKey : kNoKey;
       if (again) state.count[i] = 0;
     }
-    return !__syncthreads_or(again);
+    return !any(again);
   }
 
-  // A warp: adds the best of the query's list, k at most, to the merged list.
+  // The scorers: adds the best of the query's list, k at most, to the merged list.
   __device__ __forceinline__ void publish(int query) const {
+    const BlockTeam<kScorers> team;
     const RankedKey* list = lists + query * kCandidateCapacity;
-    const int size = state.count[query], lane = threadIdx.x % 32;
-    SelectScratch& scratch = state.select[query];
-    const RankedKey threshold = reached_by(WarpTeam{}, list, size, p.top_k, scratch);
+    const int size = state.count[query], published = min(size, p.top_k);
     const std::int64_t row = item.first_query + query;
-    int at = 0;
-    if (lane == 0) at = atomicAdd(&merge.counts[row], min(size, p.top_k));
-    at = __shfl_sync(kAllLanes, at, 0);
-    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + at;
-    for_each_key(WarpTeam{}, list, size, [&](RankedKey key, bool valid) {
-      const bool take = valid && key >= threshold;
-      const unsigned takers = __ballot_sync(kAllLanes, take);
-      if (take) to[__popc(takers & ((1u << lane) - 1))] = key;
-      to += __popc(takers);
-    });
-    __threadfence();
+    RankedKey* to = merge.keys + row * merge.pieces * p.top_k;
+    if (team.rank == 0) state.slot = atomicAdd(&merge.counts[row], published);
+    if (size <= p.top_k) {
+      RankedKey key = team.rank < size ? list[team.rank] : 0;
+      team.sync();
+      for (int i = team.rank; i < size; i += kScorers) {
+        to[state.slot + i] = key;
+        if (i + kScorers < size) key = list[i + kScorers];
+      }
+    } else {
+      auto* room = reinterpret_cast<RankedKey*>(shared.room());
+      static_assert(GroupShared<L>::kRoom / 2 >= kCandidateCapacity);
+      copy_keys(team, list, size, room);
+      const RankedKey threshold = select_threshold(team, room, size, p.top_k, shared.select[0]);
+      for (int i = team.rank; i < size; i += kScorers) {
+        if (room[i] >= threshold) to[atomicAdd(&state.slot, 1)] = room[i];
+      }
+    }
+    team.sync();
   }
 
-  // After the piece was scanned. True if this block, the last of its group, must scan all keys.
+  // After the piece was scanned. Whether this block, the last of its group, has to scan all keys;
+  // state.last tells whether it is the last.
   __device__ __forceinline__ bool merge_pieces() const {
-    const int warp = threadIdx.x / 32;
-    if (warp < item.queries) publish(warp);
-    __syncthreads();
+    for (int query = 0; query < item.queries; ++query) publish(query);
+    __threadfence();
+    sync();
     if (threadIdx.x == 0) {
       state.last =
           atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
     }
-    __syncthreads();
+    sync();
     if (!state.last) return false;
     __threadfence();
     bool again = false;
@@ -169,12 +207,7 @@ struct GroupSelection {
       const std::int64_t row = item.first_query + query;
       const int size = *static_cast<volatile int*>(&merge.counts[row]);
       const bool complete = size >= min(p.top_k, candidates.range(query));
-      if (complete) {
-        const RankedKey* list = merge.keys + row * merge.pieces * p.top_k;
-        write_row(query, list, size,
-                  reached_by(BlockTeam<kThreads>{}, list, size,
-                             min(p.top_k, candidates.range(query)), state.select[0]));
-      }
+      if (complete) write_merged(query, merge.keys + row * merge.pieces * p.top_k, size);
       if (threadIdx.x == 0) {
         state.settled[query] = state.written[query] = complete;
         state.threshold[query] = complete ? kNoKey : kEveryKey;
@@ -182,58 +215,108 @@ struct GroupSelection {
       }
       again |= !complete;
     }
-    __syncthreads();
+    sync();
     if (again) candidates.scores.stage_queries();  // the result's bits stood in their place
-    __syncthreads();
+    sync();
     return again;
+  }
+
+  // From the keys to the rows of the result, or to the merged list.
+  __device__ __forceinline__ void select(const KeyWalk& keys) const {
+    const bool split = merge.pieces > 1;
+    const KeyWalk scanned = split ? piece_of(keys) : keys;
+    KeyWalk sample;
+    if (keys.count > kCandidateLimit) {
+      sample = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+    }
+    candidates.begin(sample.count > 0 ? sample : scanned);
+    if (split) prefetch(scanned);
+    candidates.scores.stage_queries();
+    sync();
+    if (sample.count > 0) {
+      candidates.scan(sample);
+      constexpr bool kBeside = GroupCandidates<L>::kFewQueries;
+      if (kBeside) candidates.begin(scanned);
+      candidates.choose_thresholds();
+      if (!kBeside) candidates.begin(scanned);
+    }
+    candidates.scan(scanned);
+    bool again = split ? merge_pieces() : !settle();
+    if (split && !state.last) return;
+    while (again) {  // the sample misled: every key is a candidate
+      candidates.begin(keys);
+      candidates.scan(keys);
+      again = !settle();
+    }
+    finish(keys.first);
   }
 
   __device__ __forceinline__ void run() const {
     const KeyWalk keys = open_group();
-    const bool split = merge.pieces > 1;
-    if (keys.count == 0 && item.piece > 0) {
-      __syncthreads();  // the next item changes the state
-      return;
+    if (keys.count > 0) {
+      select(keys);
+    } else if (item.piece == 0) {
+      finish(0);
     }
-    candidates.scores.stage_queries();
-    __syncthreads();
-    // Rounds: the sample; the scan; where the sample misled, the scan that takes every key.
-    for (int round = keys.count > kCandidateLimit ? 0 : 1; keys.count > 0; ++round) {
-      KeyWalk walk = keys;
-      if (round == 0) walk = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
-      if (round == 1 && split) walk = piece_of(keys);
-      candidates.scan(walk);
-      if (round == 0) {
-        candidates.choose_thresholds();
-      } else if (round == 1 && split) {
-        if (!merge_pieces()) return;
-      } else if (settle()) {
-        break;
-      }
-    }
-    finish();
-    __syncthreads();  // the next item changes the state
+    sync();  // the next item changes the state
   }
 };
 
+// The fetchers: the keys of one walk after the other.
 template <class L>
-__global__ void __launch_bounds__(kThreads, 1)
-    scan_groups(const __grid_constant__ IndexTopkCudaParams p,
-                const __grid_constant__ IndexTopkPlan plan) {
-  extern __shared__ __align__(1024) std::uint8_t shared[];
-  __shared__ GroupState state;
+__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, GroupShared<L>& shared) {
+  RingPlace<L::kStages> place;
+  for (;;) {
+    barrier_sync(kScanBarrier, kThreads);
+    const KeyWalk walk = shared.walk;
+    if (walk.count < 0) return;
+    const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
+    KeyFetcher<L>{{p, request}, shared}.fetch(walk, place);
+  }
+}
+
+// The scorers: one item after the other.
+template <class L>
+__device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
+                                              const IndexTopkPlan& plan, GroupShared<L>& shared) {
   auto* workspace = static_cast<std::uint8_t*>(p.workspace);
   auto* lists = reinterpret_cast<RankedKey*>(workspace) +
                 std::int64_t{blockIdx.x} * L::kQueries * kCandidateCapacity;
   auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
   const MergeLists merge{reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes), counters,
                          reinterpret_cast<unsigned*>(counters + p.num_queries), plan.pieces};
+  RingPlace<L::kStages> place;
   for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
     // Later queries usually have more keys: the longest first.
     const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
     const Item item{group, i % plan.pieces, first,
                     min(plan.queries_per_group, p.num_queries - first)};
-    GroupSelection<L>{p, item, shared, state, lists, merge}.run();
+    GroupSelection<L>{p, item, shared, lists, merge, place}.run();
+  }
+  if (threadIdx.x == 0) shared.walk.count = -1;
+  barrier_sync(kScanBarrier, kThreads);
+}
+
+template <class L>
+__global__ void __launch_bounds__(kThreads, 1)
+    scan_groups(const __grid_constant__ IndexTopkCudaParams p,
+                const __grid_constant__ IndexTopkPlan plan) {
+  extern __shared__ __align__(1024) std::uint8_t memory[];
+  auto& shared = *reinterpret_cast<GroupShared<L>*>(memory);
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < L::kStages; ++stage) {
+      mbarrier_init(&shared.full[stage], kFetchers);
+      mbarrier_init(&shared.empty[stage], kWarps);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x >= kScorers) {
+    give_registers<kFetcherRegisters>();
+    fetch_walks(p, shared);
+  } else {
+    take_registers<kScorerRegisters>();
+    select_groups(p, plan, shared);
   }
 }
 
@@ -244,7 +327,8 @@ void check(cudaError_t result, const char* what) {
 
 template <class L>
 void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  constexpr int kBytes = L::kSharedBytes;
+  constexpr int kBytes = sizeof(GroupShared<L>);
+  static_assert(kBytes <= kSharedMemory);
   const auto kernel = scan_groups<L>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "shared memory");
@@ -261,17 +345,17 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
   const bool few_heads = p.num_heads <= 32;
   switch (plan.columns_per_group) {
     case 1:
-      return few_heads ? launch<Layout<E4m3, 1, 32, 1, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 1, 64, 1, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 32, 1, 2, 5, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 64, 1, 2, 5, kPaged>>(p, plan, stream);
     case 2:
-      return few_heads ? launch<Layout<E4m3, 2, 64, 1, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 2, 128, 1, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 2, 64, 1, 2, 5, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 2, 128, 1, 2, 5, kPaged>>(p, plan, stream);
     case 4:
-      return few_heads ? launch<Layout<E4m3, 4, 128, 1, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 4, 128, 2, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 4, 128, 1, 2, 5, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 4, 128, 2, 1, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 8, 128, 1, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 8, 128, 2, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 8, 128, 1, 2, 4, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 8, 128, 2, 1, 8, kPaged>>(p, plan, stream);
   }
 }
 
@@ -284,8 +368,8 @@ void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cu
     return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
                                     : launch_e4m3<false>(p, plan, stream);
   }
-  return p.num_heads <= 32 ? launch<Layout<Bf16, 4, 128, 1, false>>(p, plan, stream)
-                           : launch<Layout<Bf16, 4, 128, 2, false>>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Layout<Bf16, 8, 128, 2, 1, 3, false>>(p, plan, stream)
+                           : launch<Layout<Bf16, 4, 128, 2, 1, 3, false>>(p, plan, stream);
 }
 
 }  // namespace indexcache

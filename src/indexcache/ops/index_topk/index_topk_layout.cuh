@@ -1,39 +1,47 @@
-// How index_topk's Hopper kernel lays a group of queries out over the columns of matrix products, and
-// which keys it walks.
+// How index_topk's Hopper kernel lays a group of queries out over the columns of matrix products,
+// which keys it walks, and what a block keeps in shared memory.
 #pragma once
 
-#include "indexcache/kernels/wgmma_registers.cuh"
+#include "indexcache/kernels/mbarrier.cuh"
+#include "indexcache/kernels/ranked_select.cuh"
+#include "indexcache/kernels/wgmma_shared.cuh"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
 namespace indexcache::index_topk_device {
 
 using namespace device;
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWarpKeys = 16;  // a warp's share of a tile
-constexpr int kTileKeys = kWarps * kWarpKeys;
-constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
+// Two warpgroups compute, a third fetches keys.
+constexpr int kWarpgroup = 128;
+constexpr int kScorers = 2 * kWarpgroup, kWarps = kScorers / 32;
+constexpr int kFetchers = kWarpgroup, kThreads = kScorers + kFetchers;
+// A launch has 3 x 168 registers for three threads: 2 x 232 + 40.
+constexpr int kScorerRegisters = 232, kFetcherRegisters = 40;
+constexpr int kSharedMemory = 227 * 1024;  // that a block may have
+constexpr int kScanBarrier = 1;            // of all threads: a walk begins. 0 is the scorers' own
+
+constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
 constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 static_assert(kMostSampled <= kCandidateCapacity);
 
 struct E4m3 {
-  static constexpr int kRowBytes = 128, kStages = 4;
+  static constexpr int kRowBytes = 128;
   static constexpr bool kHasInfinity = false;
   template <int n>
-  static __device__ __forceinline__ void multiply(float (&d)[n], const std::uint32_t (&a)[4],
-                                                  std::uint64_t b, bool accumulate) {
+  static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
+                                                  bool accumulate) {
     wgmma_e4m3(d, a, b, accumulate);
   }
 };
 
 struct Bf16 {
-  static constexpr int kRowBytes = 256, kStages = 4;
+  static constexpr int kRowBytes = 256;
   static constexpr bool kHasInfinity = true;
   template <int n>
-  static __device__ __forceinline__ void multiply(float (&d)[n], const std::uint32_t (&a)[4],
-                                                  std::uint64_t b, bool accumulate) {
+  static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
+                                                  bool accumulate) {
     wgmma_bf16(d, a, b, accumulate);
   }
 };
@@ -70,21 +78,29 @@ struct Item {
 //   8 queries  two queries, one head      4 queries  one query, two heads
 //   2 queries  one query, two of four heads; a sum over heads is of two threads
 //   1 query    two of eight heads; of four threads
-template <class KeyFormat, int queries, int columns, int banks, bool paged>
+// A warpgroup has kRowBlocks blocks of 64 of a tile's keys. Its products of one block with one bank
+// are a unit; two units, so that one is reduced while the other is computed.
+template <class KeyFormat, int queries, int columns, int banks, int row_blocks, int stages,
+          bool paged>
 struct Layout {
   using Format = KeyFormat;
   static constexpr int kQueries = queries, kColumns = columns, kBanks = banks;
+  static constexpr int kRowBlocks = row_blocks, kUnits = kBanks * kRowBlocks;
+  static constexpr int kStages = stages;
   static constexpr bool kPaged = paged;
+  static constexpr int kTileKeys = 2 * kRowBlocks * kBlockRows;
+  static constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
+  static constexpr int kTogether = 2;  // tiles whose products are under way at a time
   static constexpr int kHeadsPerBank = kColumns / kQueries;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
   static constexpr int kWeights = kBanks * kColumns / 4;     // of a thread
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
-  static constexpr int kStages = Format::kStages;
-  static constexpr int kStageBytes = kWarpKeys * kRow + kWarpKeys * 4;  // keys, then their scales
   static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
-  static constexpr int kSharedBytes = kQueryBytes + kWarps * kStages * kStageBytes;
+  static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
+  static constexpr int kMostStaged = 32 * 2 * kOwn * kRowBlocks;  // by a warp, of a tile
+  static constexpr int kStaged = 2 * kTogether * kMostStaged;
 
   // Column 2 c + e of eight columns j belongs to this query and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
@@ -100,6 +116,52 @@ struct Layout {
   // Which of the thread's sums the heads of eight columns j go to: sum (head / 2) % 4 of the four.
   static __device__ __forceinline__ int sum_of(int j) {
     return kQueries == 8 ? j / 2 % 4 : j % kSums;
+  }
+};
+
+// What the block knows of its queries.
+struct GroupState {
+  RankedKey threshold[8];
+  int count[8];  // candidates in the list
+  int start[8], end[8];
+  bool settled[8];  // the list holds all that it needs, or the result is written
+  bool written[8];
+  bool last;  // this block's piece was the last of its group
+  int slot;   // the next place in a merged list
+};
+
+// A score on its way to a list: its bits; its query and its key's place since the last look.
+struct StagedScore {
+  float score;
+  std::uint32_t query_and_place;
+};
+
+// The block's shared memory. The first two are operands of products.
+template <class L>
+struct GroupShared {
+  alignas(1024) std::uint8_t queries[L::kQueryBytes];
+  std::uint8_t keys[L::kStages][L::kKeyBytes];  // row blocks; of each, 128 bytes of K after 128
+  float scales[L::kStages][L::kTileKeys];
+  StagedScore staged[kWarps][L::kStaged];
+  std::uint64_t full[L::kStages], empty[L::kStages];
+  KeyWalk walk;  // what the fetchers are to fetch; count < 0: no more
+  Item item;
+  GroupState state;
+  SelectScratch select[kWarps];
+
+  // Between scans the keys, and at the end the queries too, make room for selections. Words.
+  static constexpr int kKeyRoom = L::kStages * L::kKeyBytes / 4;
+  static constexpr int kRoom = L::kQueryBytes / 4 + kKeyRoom;
+  __device__ std::uint32_t* key_room() { return reinterpret_cast<std::uint32_t*>(keys); }
+  __device__ std::uint32_t* room() { return reinterpret_cast<std::uint32_t*>(queries); }
+};
+
+// A place in the ring of stages, and the parity of its present round.
+template <int stages>
+struct RingPlace {
+  int stage = 0, parity = 0;
+  __device__ __forceinline__ RingPlace next() const {
+    return stage + 1 == stages ? RingPlace{0, parity ^ 1} : RingPlace{stage + 1, parity};
   }
 };
 

@@ -40,10 +40,10 @@ void validate(const IndexTopkCudaParams& p) {
           p.key_stride);
 }
 
-// Eight queries share a scan of the keys where their heads fit two matrix tiles of 128 columns; few
-// tokens take fewer columns.
+// Eight queries share a scan of the keys where their heads fit two matrix tiles of 128 columns. Few
+// tokens take fewer columns (e4m3; bf16 keys have no layouts of their own for them).
 std::int32_t columns_per_group(const IndexTopkCudaParams& p) {
-  if (p.format == IndexKeyFormat::kBFloat16) return 4;
+  if (p.format == IndexKeyFormat::kBFloat16) return p.num_heads <= 32 ? 8 : 4;
   switch (p.tokens_per_request) {
     case 0:
       return p.num_heads <= 32 ? 8 : 4;

@@ -1,17 +1,22 @@
 // sparse_mla on Hopper: design and measurements in docs/kernels/sparse_mla.md.
 //
-// A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in tiles
-// of 64 keys. Three warpgroups:
-//   0  logits = q kv^T, softmax, weights to registers and shared memory, out[:, :256] += weights kv
-//   1  out[:, 256:] += weights kv
-//   2  gathers the latents of coming tiles into the two stages
-// A stage goes full (gathered) -> scores -> values of both halves -> empty. Weights go from
-// warpgroup 0 to 1 through shared memory: published (0 arrives, 1 waits), read (1 arrives, 0
-// waits). A CTA takes one piece of work after the other, so that the gather of the next overlaps
-// the end of the last; a cluster takes one.
+// A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in pairs
+// of tiles of 64 keys. Three warpgroups:
+//   0  logits, softmax and weights of tile 0; out[:, :256] += weights kv of both tiles
+//   1  the same of tile 1; out[:, 256:]
+//   2  gathers the latents of coming tiles
+// What a pair needs is handed on in this order (0 arrives, 1 waits, or the other way round):
+//   left max       the running maximum with tile 0's
+//   right max      the same with tile 1's, which tile 0's weights are then raised to
+//   left weights   tile 0's, for out[:, 256:]
+//   right weights  tile 1's, for out[:, :256]
+// So one warpgroup's softmax runs while the other's matrix products do. A CTA takes one piece of
+// work after the other, so that the gather of the next overlaps the end of the last; a cluster takes
+// one.
 #include <algorithm>
 
 #include "indexcache/kernels/cuda_launch.cuh"
+#include "indexcache/kernels/register_share.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_output.cuh"
 
@@ -21,58 +26,52 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// s (+)= q kv^T over blocks of 64 columns, 16 columns at a time.
+// s (+)= q kv^T over blocks of 64 columns, 16 columns at a time; begun only.
 template <int kBegin, int kEnd>
-__device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys) {
+__device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys,
+                                       bool accumulate) {
   wgmma_fence();
 #pragma unroll
   for (int block = kBegin; block < kEnd; ++block) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const int at = (block * kBlockBytes + step * 32) >> 4;
-      wgmma_64x64_rows(s, q + at, keys + at, block + step > 0);
+      wgmma_64x64_rows(s, q + at, keys + at, accumulate || block > kBegin || step > 0);
     }
   }
   wgmma_commit();
 }
 
-// The tile's logits, as its parts arrive.
-__device__ inline void multiply_scores(float (&s)[32], Shared& shared, int stage, int parity) {
-  const std::uint64_t q = rows_operand(shared_address(shared.q));
-  const std::uint64_t keys = rows_operand(shared_address(shared.kv[stage]));
-  mbarrier_wait(&shared.full[stage][0], parity);
+// A tile's logits over one of its parts, once that has arrived.
+template <Part kPart>
+__device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, int parity,
+                                    bool accumulate) {
+  mbarrier_wait(&shared.full[tile][kPart], parity);
   fence_for_wgmma();
-  multiply_blocks<0, kFirstBlocks>(s, q, keys);
-  mbarrier_wait(&shared.full[stage][1], parity);
-  fence_for_wgmma();
-  multiply_blocks<kFirstBlocks, kBlocks>(s, q, keys);
-  wgmma_wait<0>();
-  wgmma_pin(s);
+  multiply_blocks<kPart == kLeftPart ? 0 : kLeftBlocks, kPart == kLeftPart ? kLeftBlocks : kBlocks>(
+      s, rows_operand(shared_address(shared.q)), rows_operand(shared_address(shared.kv[tile])),
+      accumulate);
 }
 
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
-// o += weights kv, begun only: wait with finish_values.
+// o += weights kv, begun only.
 __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
-                                    std::uint64_t values) {
-  wgmma_pin(o);
-  wgmma_fence();
+                                    const unsigned char* values) {
+  const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, weights + 4 * step, values + step * kValueStep, true);
+    wgmma_64x256_columns(o, weights + 4 * step, operand + step * kValueStep, true);
   wgmma_commit();
 }
-__device__ inline void begin_values(float (&o)[128], std::uint64_t weights, std::uint64_t values) {
-  wgmma_pin(o);
-  wgmma_fence();
+__device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
+                                    const unsigned char* values) {
+  const std::uint64_t left = rows_operand(shared_address(weights)),
+                      right = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, weights + 2 * step, values + step * kValueStep, true);
+    wgmma_64x256_columns(o, left + 2 * step, right + step * kValueStep, true);
   wgmma_commit();
-}
-__device__ inline void finish_values(float (&o)[128]) {
-  wgmma_wait<0>();
-  wgmma_pin(o);
 }
 
 __device__ inline void release(std::uint64_t* empty) {
@@ -80,45 +79,62 @@ __device__ inline void release(std::uint64_t* empty) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
 
-// Warpgroup 0 hands numbers to warpgroup 1 through shared memory: wait_read, writes, publish; there
-// wait_published, reads, have_read, and one have_read before all. wait_read also brings the warps
-// of warpgroup 0 together.
-__device__ inline void wait_read() { barrier_sync(kRead, 2 * kWarpgroup); }
-__device__ inline void publish() { barrier_arrive(kPublished, 2 * kWarpgroup); }
-__device__ inline void wait_published() { barrier_sync(kPublished, 2 * kWarpgroup); }
-__device__ inline void have_read() { barrier_arrive(kRead, 2 * kWarpgroup); }
+__device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
+__device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Says to both warpgroups that tile n holds a value that is not finite. Written before wait_read
-// and read after it. Slots go round: the one cleared here was last read two tiles ago and is
-// written again two tiles on, with a barrier between.
-__device__ inline void note_poison(Shared& shared, int n, bool found) {
-  if (found) shared.poisoned[n % kPoisonSlots] = 1;
-}
-__device__ inline bool read_poison(Shared& shared, int n) {
-  if (threadIdx.x == 0) shared.poisoned[(n + 2) % kPoisonSlots] = 0;
-  return shared.poisoned[n % kPoisonSlots] != 0;
+// Whether the tile of these logits holds a value that is not finite, for both warpgroups to see: the
+// other reads it after it has waited for the weights.
+__device__ inline bool seek_poison(const float (&s)[32], Shared& shared, int tile, BarrierId id,
+                                   int thread) {
+  const bool found = barrier_any(id, kWarpgroup, holds_non_finite(s));
+  if (thread == 0) shared.poisoned[tile] = found;
+  return found;
 }
 
-__device__ inline void store_factors(Shared& shared, const float (&factor)[2], int thread) {
-  if (thread % 4 != 0) return;
-  shared.rescale[row_of(thread, 0)] = factor[0];
-  shared.rescale[row_of(thread, 1)] = factor[1];
-}
-
-// Logits to weights in registers, and what they do to earlier sums.
+// Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
+// on; and what that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
-                                  RowState& state, const std::uint32_t (&masks)[4][2],
-                                  const RowQueries& rows, float scale, int thread) {
+                                  RowState& state, const float (&before)[2], Shared& shared,
+                                  float scale, int thread) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    state.any[i] |= mask_row(s, i, masks[rows.query[i]], thread);
-    rescale[i] = weigh_row(s, i, scale, state);
+    rescale[i] = weigh_row(s, i, scale, before[i], state);
+    if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
   }
   pack_weights(s, weights);
 }
 
+__device__ inline void mask_tile(float (&s)[32], RowState& state,
+                                 const std::uint32_t (&masks)[4][2], const RowQueries& rows,
+                                 int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) state.any[i] |= mask_row(s, i, masks[rows.query[i]], thread);
+}
+
+__device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) max[i] = shared.max[row_of(thread, i)];
+  __syncwarp();  // one of them writes it next
+}
+
+// Sums of all tiles to out and lse, or, in a cluster, to where its CTAs read them.
+template <EntrySplit kSplit>
+__device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
+                                   RowState& state, const float (&o)[128], int half, int thread) {
+  if (w.tile_begin < w.tile_end) join_rows(state, shared, half, thread);
+  if constexpr (kSplit == EntrySplit::kCluster) {
+    store_part(o, shared, half, thread);
+    if (half == 0) store_rows(state, shared, thread);
+  } else {
+    const float factor[2] = {state.any[0] ? 1 / state.sum[0] : 0,
+                             state.any[1] ? 1 / state.sum[1] : 0};
+    if (half == 0) write_lse(p, w, state, thread);
+    write_half(p, w, o, factor, half, thread);
+  }
+}
+
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
@@ -127,108 +143,177 @@ __device__ inline void score_and_take_left(const SparseMlaWgmmaParams& p, Shared
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
-    float o[128] = {};
-    if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
-    for (int tile = w.tile_begin; tile < w.tile_end; ++tile, ++n) {
-      const int stage = n % kStages;
-      float s[32], rescale[2];
+    float o[128] = {}, s[32];
+    if (w.tile_begin < w.tile_end) {
+      mbarrier_wait(&shared.q_full, works++ & 1);
+      begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
+      begin_scores<kRightPart>(s, shared, 0, n & 1, true);
+      wgmma_wait<0>();
+    }
+    for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
+      float rescale[2];
       std::uint32_t weights[16];
-      multiply_scores(s, shared, stage, n / kStages & 1);
-      if (tile + 1 == w.tile_end) release(&shared.q_empty);
-      if (kUnion) note_poison(shared, n, holds_non_finite(s));
-      weigh_tile(s, weights, rescale, state, shared.masks[stage], rows, scale, thread);
-      wait_read();
+      wgmma_pin(s);
+      if (tile + 2 >= w.tile_end) release(&shared.q_empty);
+      const bool poisoned = kUnion && seek_poison(s, shared, 0, kLeft, thread);
+      mask_tile(s, state, shared.masks[0], rows, thread);
+      weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
+      arrive(kLeftMax);
       rescale_values(o, rescale);
-      if (kUnion && read_poison(shared, n)) {
-        take_out_non_finite(o, shared.kv[stage], shared.masks[stage], rows, kLeft, thread);
+      if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
+      wgmma_pin(o);
+      wgmma_fence();
+      begin_values(o, weights, shared.kv[0]);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kLeftPart]);
+
+      await(kRightMax);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) rescale[i] = raise_max(shared.max[row_of(thread, i)], i, state);
+      if (changes(rescale)) {
+        scale_weights(s, rescale);
+        pack_weights(s, weights);
       }
-      begin_values(o, weights, columns_operand(shared_address(shared.kv[stage]), kBlockBytes));
-      store_weights(shared.weights, weights, thread);
-      store_factors(shared, rescale, thread);
+      store_weights(left_weights(shared), weights, thread);
       fence_for_wgmma();
-      publish();
-      finish_values(o);
-      release(&shared.empty[stage]);
+      arrive(kLeftWeights);
+      rescale_values(o, rescale);
+
+      await(kRightWeights);
+      const auto begin_right_tile = [&] {
+        if (kUnion && shared.poisoned[1])
+          take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
+        wgmma_pin(o);
+        wgmma_fence();
+        begin_values(o, shared.weights, shared.kv[1]);
+      };
+      if (tile + 2 < w.tile_end) {
+        begin_right_tile();
+        begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
+        wgmma_wait<1>();
+        release(&shared.empty[1][kLeftPart]);
+        begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
+        wgmma_wait<0>();
+        wgmma_pin(o);
+      } else {
+        if (tile + 1 < w.tile_end) {
+          begin_right_tile();
+          wgmma_wait<0>();
+          wgmma_pin(o);
+        }
+        release(&shared.empty[1][kLeftPart]);
+      }
     }
-    const float factor[2] = {finish_row(state, 0), finish_row(state, 1)};
-    if constexpr (kSplit == EntrySplit::kCluster) {
-      store_part(o, shared, 0, thread);
-      store_rows(state, shared, thread);
-    } else {
-      wait_read();
-      store_factors(shared, factor, thread);
-      publish();
-      write_lse(p, w, state, thread);
-      write_half(p, w, o, factor, 0, thread);
-    }
+    finish_work<kSplit>(p, w, shared, state, o, 0, thread);
   }
-  wait_read();  // whoever arrives is awaited
+}
+
+// What is left for the right values where a pair has no tile 1.
+template <bool kUnion>
+__device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
+                                      const RowQueries& rows, unsigned char* values, int parity,
+                                      int thread) {
+  for (std::uint64_t& full : shared.full[1]) mbarrier_wait(&full, parity);
+  float max[2], rescale[2];
+  await(kLeftMax);
+  read_max(max, shared, thread);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
+  arrive(kRightMax);
+  rescale_values(o, rescale);
+  arrive(kRightWeights);
+  await(kLeftWeights);
+  if (kUnion && shared.poisoned[0])
+    take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
+  wgmma_pin(o);
+  wgmma_fence();
+  begin_values(o, left_weights(shared), values);
+  wgmma_wait<0>();
+  wgmma_pin(o);
+  for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void take_right(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& shared) {
+  constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
-  have_read();
+  const float scale = p.softmax_scale * kLog2E;
+  unsigned char* const values[2] = {shared.kv[0] + kLeftBlocks * kBlockBytes,
+                                    shared.kv[1] + kLeftBlocks * kBlockBytes};
   Walk<kKind, kSplit> walk(p);
-  for (int n = 0; walk.next_work();) {
+  for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
+    RowState state;
     float o[128] = {};
-    for (int tile = w.tile_begin; tile < w.tile_end; ++tile, ++n) {
-      const int stage = n % kStages;
-      unsigned char* values = shared.kv[stage] + kFirstBlocks * kBlockBytes;
-      mbarrier_wait(&shared.full[stage][1], n / kStages & 1);
-      fence_for_wgmma();
-      wait_published();
-      const float rescale[2] = {shared.rescale[row_of(thread, 0)],
-                                shared.rescale[row_of(thread, 1)]};
+    if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
+    int tile = w.tile_begin;
+    float rescale[2], before[2];
+    for (; tile + 1 < w.tile_end; tile += 2, ++n) {
+      float s[32];
+      std::uint32_t weights[16];
+      begin_scores<kRightPart>(s, shared, 1, n & 1, false);
+      begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
+      wgmma_wait<0>();
+      wgmma_pin(s);
+      if (tile + 2 >= w.tile_end) release(&shared.q_empty);
+      const bool poisoned = kUnion && seek_poison(s, shared, 1, kRight, thread);
+      mask_tile(s, state, shared.masks[1], rows, thread);
+
+      await(kLeftMax);
+      read_max(before, shared, thread);
+      weigh_tile(s, weights, rescale, state, before, shared, scale, thread);
+      arrive(kRightMax);
       rescale_values(o, rescale);
-      if (kKind == EntryKind::kUnion && shared.poisoned[n % kPoisonSlots]) {
-        take_out_non_finite(o, values, shared.masks[stage], rows, kRight, thread);
+      if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
+      wgmma_pin(o);
+      wgmma_fence();
+      begin_values(o, weights, values[1]);
+      store_weights(shared.weights, weights, thread);
+      fence_for_wgmma();
+      arrive(kRightWeights);
+
+      await(kLeftWeights);
+      if (kUnion && shared.poisoned[0]) {
+        wgmma_wait<0>();
+        wgmma_pin(o);
+        take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
+        wgmma_pin(o);
+        wgmma_fence();
       }
-      begin_values(o, rows_operand(shared_address(shared.weights)),
-                   columns_operand(shared_address(values), kBlockBytes));
-      finish_values(o);
-      have_read();
-      release(&shared.empty[stage]);
+      begin_values(o, left_weights(shared), values[0]);
+      wgmma_wait<1>();
+      release(&shared.empty[1][kRightPart]);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kRightPart]);
     }
-    if constexpr (kSplit == EntrySplit::kCluster) {
-      store_part(o, shared, 1, thread);
-    } else {
-      wait_published();
-      const float factor[2] = {shared.rescale[row_of(thread, 0)],
-                               shared.rescale[row_of(thread, 1)]};
-      have_read();
-      write_half(p, w, o, factor, 1, thread);
+    if (tile < w.tile_end) {
+      release(&shared.q_empty);
+      take_lone_tile<kUnion>(o, state, shared, rows, values[0], n++ & 1, thread);
     }
+    finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
 }
 
 template <LatentFormat kFormat>
 __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      for (int part = 0; part < kParts; ++part)
-        mbarrier_init(&shared.full[stage][part], full_arrivals<kFormat>(part));
-      mbarrier_init(&shared.empty[stage], 2 * kWarpgroup / 32);
+    for (int i = 0; i < kPairParts; ++i) {
+      const TilePart t = part_in_order(i);
+      mbarrier_init(&shared.full[t.tile][t.part], full_arrivals<kFormat>(t));
+      mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
-    mbarrier_init(&shared.q_empty, kWarpgroup / 32);
+    mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
-  if (threadIdx.x < kStages * 8) (&shared.masks[0][0][0])[threadIdx.x] = 0;
-  if (threadIdx.x < kPoisonSlots) shared.poisoned[threadIdx.x] = 0;
+  if (threadIdx.x < 2 * 4 * 2) (&shared.masks[0][0][0])[threadIdx.x] = 0;
   __syncthreads();
 }
 
-template <int kRegisters>
-__device__ inline void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
+constexpr int kAttendRegisters = 208, kGatherRegisters = 88;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -236,17 +321,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
   prepare<kFormat>(shared);
-  // A launch has 3 x 168 registers for three threads: 208 + 168 + 128.
+  // A launch has 3 x 168 registers for three threads: 208 + 208 + 88.
   switch (threadIdx.x / kWarpgroup) {
     case 0:
-      take_registers<208>();
-      score_and_take_left<kKind, kSplit>(p, shared);
+      take_registers<kAttendRegisters>();
+      attend_left<kKind, kSplit>(p, shared);
       break;
     case 1:
-      take_right<kKind, kSplit>(p, shared);
+      take_registers<kAttendRegisters>();
+      attend_right<kKind, kSplit>(p, shared);
       break;
     default:
-      give_registers<128>();
+      give_registers<kGatherRegisters>();
       if constexpr (kFormat == LatentFormat::kBFloat16) {
         gather_bf16<kKind, kSplit>(p, shared);
       } else {

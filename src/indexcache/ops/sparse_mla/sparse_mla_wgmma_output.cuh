@@ -8,11 +8,22 @@ namespace indexcache::device {
 
 constexpr float kLn2 = 0.693147180559945f;
 
-// Sums over the four threads that share a row. Returns what out is to be multiplied with.
-__device__ inline float finish_row(RowState& state, int i) {
-  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
-  state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
-  return state.any[i] ? 1 / state.sum[i] : 0;
+// The row's sum over the four threads that share it and both warpgroups, `half` being this one.
+__device__ inline void join_rows(RowState& state, Shared& shared, int half, int thread) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
+    state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
+    if (thread % 4 != 0) continue;
+    shared.sum[half][row_of(thread, i)] = state.sum[i];
+    shared.any[half][row_of(thread, i)] = state.any[i];
+  }
+  barrier_sync(kBoth, 2 * kWarpgroup);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    state.sum[i] += shared.sum[1 - half][row_of(thread, i)];
+    state.any[i] |= shared.any[1 - half][row_of(thread, i)];
+  }
 }
 
 __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
@@ -70,10 +81,10 @@ __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
 
 // fp32 rows of a part, padded so that the accumulators' layout reaches all banks.
 constexpr int kPartStride = 520;
-static_assert(kTileRows * kPartStride * 4 <= kStages * kTileBytes);
+static_assert(kTileRows * kPartStride * 4 <= 2 * kTileBytes);
 
 __device__ inline void store_part(const float (&o)[128], Shared& shared, int half, int thread) {
-  barrier_sync(kConsumersDone, 2 * kWarpgroup);  // nobody needs the tiles there any more
+  barrier_sync(kBoth, 2 * kWarpgroup);  // nobody needs the tiles there any more
   auto* part = reinterpret_cast<float*>(shared.kv);
 #pragma unroll
   for (int j = 0; j < 32; ++j) {
@@ -97,48 +108,62 @@ __device__ inline void store_rows(const RowState& state, Shared& shared, int thr
   }
 }
 
+// A CTA combines every kClusterCtas-th row, from its rank on. What each part of such a row is to be
+// multiplied with, kClusterCtas threads a row; and the row's lse.
+__device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
+  constexpr unsigned kAll = 0xFFFFFFFF;
+  static_assert((kClusterCtas & (kClusterCtas - 1)) == 0 && kTileRows % 32 == 0);
+  const int thread = threadIdx.x, rank = thread % kClusterCtas;
+  if (thread >= kTileRows) return;
+  const int row = thread - rank + cluster_rank();
+  const float own = read_peer(peer_address(shared_address(&shared.part.max[row]), rank)),
+              own_sum = read_peer(peer_address(shared_address(&shared.part.sum[row]), rank));
+  int any = read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank));
+  float max = own;
+#pragma unroll
+  for (int distance = 1; distance < kClusterCtas; distance *= 2) {
+    max = fmaxf(max, __shfl_xor_sync(kAll, max, distance));
+    any |= __shfl_xor_sync(kAll, any, distance);
+  }
+  const float factor = exp2_fast(own - origin_of(max));
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kClusterCtas; ++i)
+    sum += __shfl_sync(kAll, factor * own_sum, i, kClusterCtas);
+  shared.max[thread] = any ? factor / sum : 0;
+  if (rank == 0 && row < w.rows) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
+}
+
 // One row of out from the parts of all CTAs, in the order of their ranks; four columns a thread.
 __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
                                    int row, int thread) {
-  float maxes[kClusterCtas], max = -INFINITY;
-  bool any = false;
-#pragma unroll
-  for (int rank = 0; rank < kClusterCtas; ++rank) {
-    maxes[rank] = read_peer(peer_address(shared_address(&shared.part.max[row]), rank));
-    any |=
-        __float_as_int(read_peer(peer_address(shared_address(&shared.part.any[row]), rank))) != 0;
-    max = fmaxf(max, maxes[rank]);
-  }
-  const float origin = max == -INFINITY ? 0 : max;
   const std::uint32_t part =
       shared_address(reinterpret_cast<float*>(shared.kv) + row * kPartStride + 4 * thread);
-  float sum = 0, v[4] = {};
+  float v[4] = {};
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
-    const float factor = exp2_fast(maxes[rank] - origin);
-    sum = fmaf(factor, read_peer(peer_address(shared_address(&shared.part.sum[row]), rank)), sum);
-    const float4 part_values = read_peer_4(peer_address(part, rank));
-    v[0] = fmaf(factor, part_values.x, v[0]);
-    v[1] = fmaf(factor, part_values.y, v[1]);
-    v[2] = fmaf(factor, part_values.z, v[2]);
-    v[3] = fmaf(factor, part_values.w, v[3]);
+    const float factor = shared.max[row / kClusterCtas * kClusterCtas + rank];
+    const float4 values = read_peer_4(peer_address(part, rank));
+    v[0] = fmaf(factor, values.x, v[0]);
+    v[1] = fmaf(factor, values.y, v[1]);
+    v[2] = fmaf(factor, values.z, v[2]);
+    v[3] = fmaf(factor, values.w, v[3]);
   }
-  const float inverse = any ? 1 / sum : 0;
   auto* out = static_cast<unsigned char*>(p.out) + (w.first_row + row) * 1024 + 8 * thread;
-  *reinterpret_cast<uint2*>(out) = make_uint2(pack_bf16(v[0] * inverse, v[1] * inverse),
-                                              pack_bf16(v[2] * inverse, v[3] * inverse));
-  if (thread == 0) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
+  *reinterpret_cast<uint2*>(out) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
 }
 
 // By all threads of all CTAs of the cluster.
 __device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work& w,
                                        Shared& shared) {
   cluster_sync();
+  join_parts(p, w, shared);
+  __syncthreads();
   const int warpgroup = threadIdx.x / kWarpgroup;
-  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows; row += 3 * kClusterCtas) {
+#pragma unroll 2
+  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows; row += 3 * kClusterCtas)
     combine_row(p, w, shared, row, threadIdx.x % kWarpgroup);
-  }
-  cluster_sync();  // no CTA leaves while others read its part
+  cluster_meet();  // no CTA leaves while others read its part
 }
 
 }  // namespace indexcache::device

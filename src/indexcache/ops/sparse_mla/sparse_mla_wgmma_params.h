@@ -25,7 +25,7 @@ enum class EntryKind { kIndices, kUnion };
 // Who works on one group's entries: one CTA, or, where groups are few (decode), a cluster of
 // kClusterCtas which share them.
 enum class EntrySplit { kWhole, kCluster };
-constexpr int kClusterCtas = 8;
+constexpr int kClusterCtas = 4;
 
 struct SparseMlaWgmmaParams {
   std::int64_t num_queries = 0;  // M

@@ -39,18 +39,17 @@ __device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
   return r;
 }
 
-// Logits of unselected keys to -inf. Returns the row's mask word of the first and last 32 columns,
-// combined.
+// Logits of unselected keys to -inf. Returns whether the row has any key.
 __device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mask)[2], int thread) {
   const std::uint32_t low = mask[0], high = mask[1];
   if (__any_sync(0xFFFFFFFF, (low & high) != 0xFFFFFFFF)) {
-    const int shift = 2 * (thread % 4);
+    const int shift = thread % 4 / 2 * 16 + thread % 2 * 2;  // selects(), for the thread's columns
     const std::uint32_t words[2] = {low >> shift, high >> shift};
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool selected = words[j / 4] >> (8 * (j % 4) + e) & 1;
+        const bool selected = words[j % 2] >> (4 * (j / 2) + e) & 1;
         if (!selected) s[4 * j + 2 * i + e] = -INFINITY;
       }
     }
@@ -58,17 +57,20 @@ __device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mas
   return (low | high) != 0;
 }
 
-// Turns one row's logits into weights against the new maximum; returns the factor of what was
-// summed against the old one.
-__device__ inline float weigh_row(float (&s)[32], int i, float scale, RowState& state) {
+// What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
+__device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
+
+// Turns one row's logits into weights against the maximum of them and `before`; returns the factor
+// of what was summed against the row's old one.
+__device__ inline float weigh_row(float (&s)[32], int i, float scale, float before,
+                                  RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
-  max = fmaxf(state.max[i], max * scale);
-  const float origin = max == -INFINITY ? 0 : max;  // no key yet: every weight is exp2(-inf)
-  const float rescale = exp2_fast(state.max[i] - origin);
+  max = fmaxf(before, max * scale);
+  const float origin = origin_of(max), rescale = exp2_fast(state.max[i] - origin);
   float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -82,6 +84,18 @@ __device__ inline float weigh_row(float (&s)[32], int i, float scale, RowState& 
   state.max[i] = max;
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
   return rescale;
+}
+
+// The same weights against the maximum that another tile raised to `max`.
+__device__ inline float raise_max(float max, int i, RowState& state) {
+  const float factor = exp2_fast(state.max[i] - origin_of(max));
+  state.max[i] = max;
+  state.sum[i] *= factor;
+  return factor;
+}
+__device__ inline void scale_weights(float (&s)[32], const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) s[i] *= factor[i / 2 % 2];
 }
 
 // The weights as the register operand of the product with values.
@@ -106,8 +120,11 @@ __device__ inline void store_weights(unsigned char* to, const std::uint32_t (&we
   }
 }
 
+__device__ inline bool changes(const float (&factor)[2]) {
+  return __any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1);
+}
 __device__ inline void rescale_values(float (&o)[128], const float (&factor)[2]) {
-  if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
+  if (!changes(factor)) return;
 #pragma unroll
   for (int i = 0; i < 128; ++i) o[i] *= factor[i / 2 % 2];
 }
@@ -137,7 +154,7 @@ __device__ inline void take_out_non_finite(float (&o)[128], unsigned char* value
   for (int key = 0; key < kTileKeys; ++key) {
     bool selected[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) selected[i] = masks[rows.query[i]][key / 32] >> key % 32 & 1;
+    for (int i = 0; i < 2; ++i) selected[i] = selects(masks[rows.query[i]], key);
 #pragma unroll
     for (int j = 0; j < 32; ++j) {
       const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(

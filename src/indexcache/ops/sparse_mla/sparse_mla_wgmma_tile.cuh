@@ -18,43 +18,55 @@ constexpr int kTileKeys = 64;
 constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block of 64 columns
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
-constexpr int kStages = 2;
 constexpr int kWarpgroup = 128;
-constexpr int kThreads = 3 * kWarpgroup;  // scores and left values, right values, gather
+constexpr int kThreads = 3 * kWarpgroup;  // left values, right values, gather
 
-// A tile arrives in two parts, so that the logits can begin with the first. The left values are the
-// first part, the right ones in the second.
-constexpr int kParts = 2;
-constexpr int kPoisonSlots = 4;
-constexpr int kFirstBlocks = 4;
+// Tiles come in pairs. Each arrives, and is given back, in two parts: the left values, and the right
+// ones with the RoPE block.
+constexpr int kPairKeys = 2 * kTileKeys;
+enum Part { kLeftPart, kRightPart, kParts };
+constexpr int kLeftBlocks = 4;
 
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
   float max[kTileRows], sum[kTileRows];
-  int any[kTileRows];  // whether the row has any key
+  bool any[kTileRows];  // whether the row has any key
 };
 
 struct Shared {
   unsigned char q[kTileBytes];
-  unsigned char kv[kStages][kTileBytes];  // at the end, in a cluster: this CTA's fp32 part of out
+  // A pair's tiles. The softmax weights of tile 0 take the place of its RoPE block once its logits
+  // are done. At the end, in a cluster: this CTA's fp32 part of out.
+  unsigned char kv[2][kTileBytes];
   union {
-    unsigned char weights[kBlockBytes];  // softmax weights of one tile, bf16
+    unsigned char weights[kBlockBytes];  // of tile 1, bf16
     PartRows part;                       // at the end, in a cluster
   };
-  float rescale[kTileRows];  // what the tile's maximum does to earlier sums; at the end 1 / sum
-  // Bit c of query j's 64 bits: it selected key c of the tile. [3] is of no query.
-  std::uint32_t masks[kStages][4][2];
-  // Of the latents of the tile that is being gathered and of the next.
-  std::int64_t offsets[2][kTileKeys];
-  int poisoned[kPoisonSlots];  // whether a tile holds a value that is not finite
-  std::uint64_t full[kStages][kParts], empty[kStages];
+  float max[kTileRows];     // the running maximum, as the two warpgroups hand it on
+  float sum[2][kTileRows];  // at the end: what each warpgroup summed, and whether of any key
+  bool any[2][kTileRows];
+  // Which keys of a tile the group's query j selected, by key_bit. [3] is of no query.
+  std::uint32_t masks[2][4][2];
+  int poisoned[2];  // whether a tile holds a value that is not finite
+  std::uint64_t full[2][kParts], empty[2][kParts];
   std::uint64_t q_full, q_empty;
 };
 constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
 static_assert(kSharedBytes <= 227 * 1024);           // what sm_90 gives a CTA
 
+__device__ inline unsigned char* left_weights(Shared& shared) {
+  return shared.kv[0] + kLatentBlocks * kBlockBytes;
+}
+
+// A gathering warp w has the rows 16 r + 4 w + s of a tile, r and s from 0 to 3, and their bits in 16
+// of the tile's 64 of a query.
+__device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
+  const int warp = key % 16 / 4;
+  return mask[warp / 2] >> (warp % 2 * 16 + key / 16 * 4 + key % 4) & 1;
+}
+
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kPublished = 1, kRead, kLeft, kRight, kConsumersDone, kGather };
+enum BarrierId { kLeftMax = 1, kRightMax, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
@@ -62,8 +74,8 @@ struct Work {
   int row_in_group;        // of the tile's first row
   int request;
   const std::int32_t* entries;
-  int count;
   int tile_begin, tile_end;  // of the entries' tiles of 64
+  int entries_end;           // of those tiles
 };
 
 // How many pieces of work a launch has; a CTA, or a cluster, takes every gridDim-th.
@@ -86,17 +98,18 @@ __device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item) {
   w.rows = min(kTileRows, static_cast<int>(end - first) * heads - w.row_in_group);
   w.request = p.request ? p.request[group] : 0;
   w.entries = p.entries + group * p.entry_stride;
-  w.count = static_cast<int>(p.entry_stride);
-  if (p.counts) w.count = max(0, min(w.count, p.counts[group]));
-  const int tiles = w.rows > 0 ? (w.count + kTileKeys - 1) / kTileKeys : 0;
+  int count = static_cast<int>(p.entry_stride);
+  if (p.counts) count = max(0, min(count, p.counts[group]));
+  const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
   const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
   constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
   w.tile_begin = tiles * rank / kShares;
   w.tile_end = tiles * (rank + 1) / kShares;
+  w.entries_end = min(count, w.tile_end * kTileKeys);
   return w;
 }
 
-// The tiles of all work of this CTA, one after the other.
+// The pairs of tiles of all work of this CTA, one after the other.
 template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
   __device__ explicit Walk(const SparseMlaWgmmaParams& params)
@@ -112,12 +125,14 @@ struct Walk {
     work = find_work<kKind, kSplit>(p, item);
     return true;
   }
-  // The next tile, of this work or of the next that has any.
-  __device__ bool next_tile() {
-    ++tile;
+  // The next pair, of this work or of the next that has any.
+  __device__ bool next_pair() {
+    tile += 2;
+    begins = false;
     while (tile >= work.tile_end) {
       if (!next_work()) return false;
       tile = work.tile_begin;
+      begins = true;
     }
     return true;
   }
@@ -125,7 +140,8 @@ struct Walk {
   const SparseMlaWgmmaParams& p;
   int step, item, items;
   Work work = {};
-  int tile = 0;
+  int tile = 0;         // the pair's first
+  bool begins = false;  // whether that is the work's first
 };
 
 }  // namespace indexcache::device
