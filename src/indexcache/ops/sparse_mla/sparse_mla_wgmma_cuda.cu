@@ -53,24 +53,39 @@ __device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, in
       accumulate);
 }
 
+// o += weights kv over 16 keys. A launch with a fourth warpgroup has too few registers a thread for
+// 256 columns in one instruction.
+template <LatentFormat kFormat, typename Weights>
+__device__ inline void multiply_values(float (&o)[128], Weights weights, std::uint64_t values) {
+  if constexpr (kFormat == LatentFormat::kBFloat16) {
+    wgmma_64x256_columns(o, weights, values, true);
+  } else {
+    constexpr int kNext = (2 * kBlockBytes) >> 4;
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[0]), weights, values, true);
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[64]), weights, values + kNext, true);
+  }
+}
+
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
 // o += weights kv, begun only.
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
                                     const unsigned char* values) {
   const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, weights + 4 * step, operand + step * kValueStep, true);
+    multiply_values<kFormat>(o, weights + 4 * step, operand + step * kValueStep);
   wgmma_commit();
 }
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
                                     const unsigned char* values) {
   const std::uint64_t left = rows_operand(shared_address(weights)),
                       right = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, left + 2 * step, right + step * kValueStep, true);
+    multiply_values<kFormat>(o, left + 2 * step, right + step * kValueStep);
   wgmma_commit();
 }
 
@@ -120,7 +135,7 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
   }
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -151,7 +166,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, shared.kv[0]);
+      begin_values<kFormat>(o, weights, shared.kv[0]);
 
       // While that runs: the weights that the other half needs.
       await(kRightMax);
@@ -178,7 +193,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
-        begin_values(o, shared.weights, shared.kv[1]);
+        begin_values<kFormat>(o, shared.weights, shared.kv[1]);
       };
       if (tile + 2 < w.tile_end) {
         begin_right_tile();
@@ -203,7 +218,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
 }
 
 // What is left for the right values where a pair has no tile 1.
-template <bool kUnion>
+template <bool kUnion, LatentFormat kFormat>
 __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
                                       const RowQueries& rows, unsigned char* values, int parity,
                                       int thread) {
@@ -221,13 +236,13 @@ __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& 
     take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values(o, left_weights(shared), values);
+  begin_values<kFormat>(o, left_weights(shared), values);
   wgmma_wait<0>();
   wgmma_pin(o);
   for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -265,7 +280,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, values[1]);
+      begin_values<kFormat>(o, weights, values[1]);
 
       await(kLeftWeights);
       if (kUnion && shared.poisoned[0]) {
@@ -275,7 +290,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
         wgmma_pin(o);
       }
       wgmma_fence();
-      begin_values(o, left_weights(shared), values[0]);
+      begin_values<kFormat>(o, left_weights(shared), values[0]);
       wgmma_wait<1>();
       release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
@@ -284,7 +299,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     }
     if (tile < w.tile_end) {
       release(&shared.q_empty);
-      take_lone_tile<kUnion>(o, state, shared, rows, values[0], n++ & 1, thread);
+      take_lone_tile<kUnion, kFormat>(o, state, shared, rows, values[0], n++ & 1, thread);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
@@ -295,7 +310,9 @@ __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      mbarrier_init(&shared.full[t.tile][t.part], full_arrivals<kFormat>(t));
+      const bool raw = kFormat == LatentFormat::kE4M3;
+      mbarrier_init(&shared.full[t.tile][t.part], raw ? kWarpgroup : copy_arrivals(t));
+      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
@@ -306,10 +323,13 @@ __device__ inline void prepare(Shared& shared) {
   __syncthreads();
 }
 
-constexpr int kAttendRegisters = 208, kGatherRegisters = 88;
+constexpr int kAttendRegisters = 208;
+template <LatentFormat kFormat>
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
+constexpr int kConvertRegisters = 48;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
@@ -318,22 +338,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();
-      attend_left<kKind, kSplit>(p, shared);
+      attend_left<kKind, kFormat, kSplit>(p, shared);
       break;
     case 1:
       take_registers<kAttendRegisters>();
-      attend_right<kKind, kSplit>(p, shared);
+      attend_right<kKind, kFormat, kSplit>(p, shared);
+      break;
+    case 2:
+      give_registers<kGatherRegisters<kFormat>>();
+      gather<kKind, kFormat, kSplit>(p, shared);
       break;
     default:
-      give_registers<kGatherRegisters>();
       if constexpr (kFormat == LatentFormat::kE4M3) {
-        gather_e4m3<kKind, kSplit>(p, shared);
-      } else {
-        gather<kKind, kSplit>(p, shared);
+        give_registers<kConvertRegisters>();
+        convert<kKind, kSplit>(p, shared);
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    combine_cluster(p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+    combine_cluster<kThreads<kFormat> / kWarpgroup>(
+        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
   }
 }
 
@@ -357,7 +380,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   cluster.val.clusterDim = {kSplit == EntrySplit::kCluster ? kClusterCtas : 1u, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(kThreads<kFormat>);
   config.dynamicSmemBytes = static_cast<int>(sizeof(Shared));
   config.stream = stream;
   config.attrs = &cluster;

@@ -26,11 +26,8 @@ __device__ constexpr TilePart part_in_order(int i) {
 // The second part of each tile in that order brings the tile's masks.
 __device__ constexpr bool brings_masks(int i) { return i >= 2; }
 
-// Arrivals that complete a part: of all threads' copies, and of those that wrote masks (bf16) or
-// values (e4m3).
-template <LatentFormat kFormat>
-__device__ constexpr int full_arrivals(TilePart t) {
-  if (kFormat == LatentFormat::kE4M3) return (t.part == kRightPart ? 2 : 1) * kWarpgroup;
+// Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
+__device__ constexpr int copy_arrivals(TilePart t) {
   const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
   return kWarpgroup + (masks ? kGatherWarps : 0);
 }
@@ -158,11 +155,52 @@ __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w
   mbarrier_arrive_after_copies(&shared.q_full);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+constexpr int kPartBlocks = 4;  // of values
+// Where the eight e4m3 values `eighth` of a part's row stand before they are converted: in the
+// second half of its place, so that the lanes of two rows reach all banks.
+__device__ constexpr int raw_offset(int row, int eighth) {
+  const int chunk = eighth / 2 ^ row % 2 * 4;
+  return (2 + chunk / 8) * kBlockBytes + row * 128 + chunk % 8 * 16 + eighth % 2 * 8;
+}
+
+// The first of a part's four blocks of values.
+__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
+  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
+
+// A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
+// their bf16 values will stand in the same row, the row's scales to the first half.
+template <LatentFormat kFormat>
+__device__ inline void copy_row(std::uint32_t tile, Part part, int row, const unsigned char* latent,
+                                bool present, std::uint64_t policy, int lane) {
+  const std::uint32_t to = values_of(tile, part);
+  if constexpr (kFormat == LatentFormat::kBFloat16) {
+#pragma unroll
+    for (int block = 0; block < (part == kLeftPart ? kLeftBlocks : kBlocks - kLeftBlocks);
+         ++block) {
+      copy_16(to + block * kBlockBytes + swizzled_offset(row, lane),
+              latent + 512 * part + 128 * block + 16 * lane, present, policy);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      copy_16(to + raw_offset(row, 16 * i + 2 * lane), latent + 256 * part + 128 * i + 16 * lane,
+              present, policy);
+    }
+    if (lane == 0) copy_16(to + swizzled_offset(row, 0), latent + kLatentDim, present, policy);
+    if (part == kRightPart) {
+      copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              latent + kLatentDim + 16 + 16 * lane, present, policy);
+    }
+  }
+}
+
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  const auto* data = static_cast<const unsigned char*>(p.kv.data) + 16 * lane;
+  const auto* data = static_cast<const unsigned char*>(p.kv.data);
+  auto& landed = kFormat == LatentFormat::kE4M3 ? shared.raw : shared.full;
   const std::uint64_t policy = keep_in_l2();
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
@@ -171,29 +209,23 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   finder.begin();
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
-    const bool both = walk.has_both();  // or tile 1 is not looked at
+    const bool both = walk.has_both();
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
-      const std::uint32_t to = shared_address(shared.kv[tile]) + swizzled_offset(first, lane);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
       if (tile == 0 || both) {
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
           const std::int64_t offset = row_offset(found, tile, round);
-          const unsigned char* from = data + max(offset, std::int64_t{0});
-#pragma unroll
-          for (int block = part == kLeftPart ? 0 : kLeftBlocks;
-               block < (part == kLeftPart ? kLeftBlocks : kBlocks); ++block) {
-            copy_16(to + round * kRowsAtOnce * 128 + block * kBlockBytes, from + block * 128,
-                    offset >= 0, policy);
-          }
+          copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
+                            data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
         }
       }
-      mbarrier_arrive_after_copies(&shared.full[tile][part]);
+      mbarrier_arrive_after_copies(&landed[tile][part]);
       if (brings_masks(i)) {
         write_masks<kKind>(shared.masks[tile], tile, found);
-        if (thread % 32 == 0) mbarrier_arrive(&shared.full[tile][part]);
+        if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }
     }
     more = walk.next_pair();
@@ -202,86 +234,59 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   wait_for_copies();
 }
 
-// What a thread has of a part's e4m3 latents, as they are: in each of its rows eight values of each
-// of four blocks of 64, and the two scales.
-constexpr int kPartBlocks = 4;
-struct RawPart {
-  uint2 values[kRowRounds][kPartBlocks];
-  uint2 scales[kRowRounds];
+// A lane's part of a row's part: eight e4m3 values of each block, and two scales.
+struct RawRow {
+  uint2 values[kPartBlocks], scales;
 };
-
-// What is read where there is no key: the compiler waits at once for what it reads on a condition.
-__device__ const uint4 kZeroRow[latent_row_bytes(LatentFormat::kE4M3) / 16] = {};
-
-__device__ inline void fetch_raw(RawPart& raw, const unsigned char* data, const Found& found,
-                                 TilePart t, int lane) {
+__device__ inline RawRow read_raw(std::uint32_t values, Part part, int row, int lane) {
+  RawRow raw;
 #pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const std::int64_t offset = row_offset(found, t.tile, round);
-    const unsigned char* row =
-        offset >= 0 ? data + offset : reinterpret_cast<const unsigned char*>(kZeroRow);
+  for (int block = 0; block < kPartBlocks; ++block)
+    raw.values[block] = load_8(values + raw_offset(row, 8 * block + lane));
+  raw.scales = load_8(values + swizzled_offset(row, 0) + 8 * part);
+  return raw;
+}
+
+__device__ inline void write_converted(std::uint32_t values, int row, int lane, const RawRow& raw) {
+  const float scales[2] = {__uint_as_float(raw.scales.x), __uint_as_float(raw.scales.y)};
+  const std::uint32_t to = values + swizzled_offset(row, lane);
 #pragma unroll
-    for (int block = 0; block < kPartBlocks; ++block)
-      raw.values[round][block] = read_8(row + 256 * t.part + 64 * block + 8 * lane);
-    raw.scales[round] = read_8(row + kLatentDim + 8 * t.part);
+  for (int block = 0; block < kPartBlocks; ++block) {
+    store_16(to + block * kBlockBytes,
+             e4m3_to_bf16(raw.values[block], pack_bf16(scales[block / 2], scales[block / 2])));
   }
 }
 
-// To where a thread's first row begins in the part.
-__device__ inline void store_converted(const RawPart& raw, std::uint32_t to) {
+// Eight lanes of one warp share a row: all have read it before any writes, and they read the next
+// before that.
+__device__ inline void convert_part(std::uint32_t tile, Part part, int first, int lane) {
+  const std::uint32_t values = values_of(tile, part);
+  RawRow next = read_raw(values, part, first, lane);
 #pragma unroll
   for (int round = 0; round < kRowRounds; ++round) {
-    const float scales[2] = {__uint_as_float(raw.scales[round].x),
-                             __uint_as_float(raw.scales[round].y)};
-#pragma unroll
-    for (int block = 0; block < kPartBlocks; ++block) {
-      store_16(
-          to + block * kBlockBytes + round * kRowsAtOnce * 128,
-          e4m3_to_bf16(raw.values[round][block], pack_bf16(scales[block / 2], scales[block / 2])));
-    }
+    const RawRow raw = next;
+    const int row = first + round * kRowsAtOnce;
+    if (round + 1 < kRowRounds) next = read_raw(values, part, row + kRowsAtOnce, lane);
+    __syncwarp();
+    write_converted(values, row, lane, raw);
   }
 }
 
-// Latents are fetched into registers a part before they are stored, all of a part together: a wait
-// for one read is a wait for all that the thread has asked for.
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void gather_e4m3(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  const auto* data = static_cast<const unsigned char*>(p.kv.data);
   Walk<kKind, kSplit> walk(p);
-  bool more = walk.next_pair();
-  KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more) load_queries(p, walk.work, shared, 0);
-  finder.begin();
-  Found found = finder.next();
-  RawPart raw;
-  fetch_raw(raw, data, found, part_in_order(0), lane);
-  for (int n = 0, works = 1; more; ++n) {
+  for (int n = 0; walk.next_pair(); ++n) {
 #pragma unroll
     for (int i = 0; i < kPairParts; ++i) {
-      const TilePart t = part_in_order(i);
-      const std::uint32_t to = shared_address(shared.kv[t.tile]) + swizzled_offset(first, lane);
-      mbarrier_wait(&shared.empty[t.tile][t.part], (n & 1) ^ 1);
-      if (t.part == kRightPart) {
-#pragma unroll
-        for (int round = 0; round < kRowRounds; ++round) {
-          const std::int64_t offset = row_offset(found, t.tile, round);
-          copy_16(to + kLatentBlocks * kBlockBytes + round * kRowsAtOnce * 128,
-                  data + max(offset, std::int64_t{0}) + kLatentDim + 16 + 16 * lane, offset >= 0);
-        }
-        mbarrier_arrive_after_copies(&shared.full[t.tile][kRightPart]);
-      }
-      store_converted(raw, to + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes);
-      if (brings_masks(i)) write_masks<kKind>(shared.masks[t.tile], t.tile, found);
-      mbarrier_arrive(&shared.full[t.tile][t.part]);
-      if (i + 1 == kPairParts) found = finder.next();
-      fetch_raw(raw, data, found, part_in_order((i + 1) % kPairParts), lane);
+      const auto [tile, part] = part_in_order(i);
+      mbarrier_wait(&shared.raw[tile][part], n & 1);
+      if (tile == 0 || walk.has_both())
+        convert_part(shared_address(shared.kv[tile]), part, first, lane);
+      mbarrier_arrive(&shared.full[tile][part]);
     }
-    more = walk.next_pair();
-    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
-  wait_for_copies();
 }
 
 }  // namespace indexcache::device

@@ -19,7 +19,9 @@ constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block o
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
 constexpr int kWarpgroup = 128;
-constexpr int kThreads = 3 * kWarpgroup;  // left values, right values, gather
+// Left values, right values, gather; e4m3: conversion.
+template <LatentFormat kFormat>
+constexpr int kThreads = (kFormat == LatentFormat::kE4M3 ? 4 : 3) * kWarpgroup;
 
 // Tiles come in pairs. Each arrives, and is given back, in two parts: the left values, and the right
 // ones with the RoPE block.
@@ -49,6 +51,7 @@ struct alignas(1024) Shared {
   std::uint32_t masks[2][4][2];
   int poisoned[2];  // whether a tile holds a value that is not finite
   std::uint64_t full[2][kParts], empty[2][kParts];
+  std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
   std::uint64_t q_full, q_empty;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
