@@ -1,10 +1,11 @@
 // sparse_mla on Hopper: design and measurements in docs/kernels/sparse_mla.md.
 //
 // A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in pairs
-// of tiles of 64 keys. Three warpgroups:
+// of tiles of 64 keys. Three warpgroups, for e4m3 four:
 //   0  logits, softmax and weights of tile 0; out[:, :256] += weights kv of both tiles
 //   1  the same of tile 1; out[:, 256:]
 //   2  gathers the latents of coming tiles
+//   3  converts them from e4m3
 // What a pair needs is handed on in this order (0 arrives, 1 waits, or the other way round):
 //   left max       the running maximum with tile 0's
 //   right max      the same with tile 1's, which tile 0's weights are then raised to
@@ -310,8 +311,8 @@ __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      const bool raw = kFormat == LatentFormat::kE4M3;
-      mbarrier_init(&shared.full[t.tile][t.part], raw ? kWarpgroup : copy_arrivals(t));
+      const bool converted = kFormat == LatentFormat::kE4M3;
+      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t));
       mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
@@ -323,6 +324,7 @@ __device__ inline void prepare(Shared& shared) {
   __syncthreads();
 }
 
+// Three threads of a launch have 3 x 168 registers, 208 + 208 + 88 of them; four 4 x 128.
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
 constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
@@ -334,7 +336,6 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   prepare<kFormat>(shared);
-  // A launch has 3 x 168 registers for three threads: 208 + 208 + 88.
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();

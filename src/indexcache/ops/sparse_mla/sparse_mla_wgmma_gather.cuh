@@ -1,29 +1,16 @@
-// The gathering warpgroup: brings the latents of a pair of tiles into shared memory, as swizzled
-// bf16 blocks, and says by masks which query selected which. Entries without a key become zeros.
+// The gathering warpgroup: brings the latents of a pair of tiles into shared memory, bf16 as swizzled
+// blocks, e4m3 as it is, and says by masks which query selected which. Entries without a key become
+// zeros.
 #pragma once
 
 #include "indexcache/kernels/cp_async.cuh"
-#include "indexcache/kernels/e4m3.cuh"
-#include "indexcache/kernels/wide_access.cuh"
-#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_convert.cuh"
 
 namespace indexcache::device {
 
-constexpr int kRowLanes = 8;                         // threads that share a row
-constexpr int kRowsAtOnce = kWarpgroup / kRowLanes;  // 16
-constexpr int kRowRounds = kTileKeys / kRowsAtOnce;  // 4
 constexpr int kGatherWarps = kWarpgroup / 32;
 
-// The order in which the parts of a pair are needed, and so gathered.
-struct TilePart {
-  int tile;
-  Part part;
-};
-constexpr int kPairParts = 4;
-__device__ constexpr TilePart part_in_order(int i) {
-  return {i % 2, i == 0 || i == 3 ? kLeftPart : kRightPart};
-}
-// The second part of each tile in that order brings the tile's masks.
+// The second part of each tile, in the order in which they come, brings the tile's masks.
 __device__ constexpr bool brings_masks(int i) { return i >= 2; }
 
 // Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
@@ -43,13 +30,6 @@ struct Found {
 // 4 r + s that of row 16 r + 4 warp + s of tile T. A look-up has two reads, one after the other: the
 // entry and, in pages, the block table. Each is asked for a pair before it is used, so none is
 // waited for.
-#ifdef PREFETCH
-__device__ inline void prefetch_latent(const unsigned char* from, int bytes) {
-#pragma unroll
-  for (int at = 0; at < bytes; at += 128)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(from + at)) : "memory");
-}
-#endif
 template <EntryKind kKind, EntrySplit kSplit>
 class KeyFinder {
  public:
@@ -69,11 +49,6 @@ class KeyFinder {
     const std::int64_t offset = page_ * p_.kv.page_stride + row * p_.kv.row_stride;
     const bool present = mask_ != 0 && page_ >= 0;
     const Found found = {present ? offset : -1, present ? mask_ : 0};
-#ifdef PREFETCH
-    if (present)
-      prefetch_latent(static_cast<const unsigned char*>(p_.kv.data) + offset,
-                      p_.kv.format == LatentFormat::kE4M3 ? 656 : 1152);
-#endif
     ask_page();
     ask_entry();
     return found;
@@ -155,19 +130,6 @@ __device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w
   mbarrier_arrive_after_copies(&shared.q_full);
 }
 
-constexpr int kPartBlocks = 4;  // of values
-// Where the eight e4m3 values `eighth` of a part's row stand before they are converted: in the
-// second half of its place, so that the lanes of two rows reach all banks.
-__device__ constexpr int raw_offset(int row, int eighth) {
-  const int chunk = eighth / 2 ^ row % 2 * 4;
-  return (2 + chunk / 8) * kBlockBytes + row * 128 + chunk % 8 * 16 + eighth % 2 * 8;
-}
-
-// The first of a part's four blocks of values.
-__device__ inline std::uint32_t values_of(std::uint32_t tile, Part part) {
-  return tile + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
-}
-
 // A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
 // their bf16 values will stand in the same row, the row's scales to the first half.
 template <LatentFormat kFormat>
@@ -243,61 +205,6 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
     if (more && walk.begins) load_queries(p, walk.work, shared, works++);
   }
   wait_for_copies();
-}
-
-// A lane's part of a row's part: eight e4m3 values of each block, and two scales.
-struct RawRow {
-  uint2 values[kPartBlocks], scales;
-};
-__device__ inline RawRow read_raw(std::uint32_t values, Part part, int row, int lane) {
-  RawRow raw;
-#pragma unroll
-  for (int block = 0; block < kPartBlocks; ++block)
-    raw.values[block] = load_8(values + raw_offset(row, 8 * block + lane));
-  raw.scales = load_8(values + swizzled_offset(row, 0) + 8 * part);
-  return raw;
-}
-
-__device__ inline void write_converted(std::uint32_t values, int row, int lane, const RawRow& raw) {
-  const float scales[2] = {__uint_as_float(raw.scales.x), __uint_as_float(raw.scales.y)};
-  const std::uint32_t to = values + swizzled_offset(row, lane);
-#pragma unroll
-  for (int block = 0; block < kPartBlocks; ++block) {
-    store_16(to + block * kBlockBytes,
-             e4m3_to_bf16(raw.values[block], pack_bf16(scales[block / 2], scales[block / 2])));
-  }
-}
-
-// Eight lanes of one warp share a row: all have read it before any writes, and they read the next
-// before that.
-__device__ inline void convert_part(std::uint32_t tile, Part part, int first, int lane) {
-  const std::uint32_t values = values_of(tile, part);
-  RawRow next = read_raw(values, part, first, lane);
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const RawRow raw = next;
-    const int row = first + round * kRowsAtOnce;
-    if (round + 1 < kRowRounds) next = read_raw(values, part, row + kRowsAtOnce, lane);
-    __syncwarp();
-    write_converted(values, row, lane, raw);
-  }
-}
-
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
-  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
-            first = thread / kRowLanes;
-  Walk<kKind, kSplit> walk(p);
-  for (int n = 0; walk.next_pair(); ++n) {
-#pragma unroll
-    for (int i = 0; i < kPairParts; ++i) {
-      const auto [tile, part] = part_in_order(i);
-      mbarrier_wait(&shared.raw[tile][part], n & 1);
-      if (tile == 0 || walk.has_both())
-        convert_part(shared_address(shared.kv[tile]), part, first, lane);
-      mbarrier_arrive(&shared.full[tile][part]);
-    }
-  }
 }
 
 }  // namespace indexcache::device

@@ -27,7 +27,21 @@ constexpr int kThreads = (kFormat == LatentFormat::kE4M3 ? 4 : 3) * kWarpgroup;
 // ones with the RoPE block.
 constexpr int kPairKeys = 2 * kTileKeys;
 enum Part { kLeftPart, kRightPart, kParts };
-constexpr int kLeftBlocks = 4;
+constexpr int kLeftBlocks = 4, kPartBlocks = 4;  // of values
+
+constexpr int kRowLanes = 8;                         // threads that share a row
+constexpr int kRowsAtOnce = kWarpgroup / kRowLanes;  // 16
+constexpr int kRowRounds = kTileKeys / kRowsAtOnce;  // 4
+
+// The order in which the parts of a pair are needed, and so gathered.
+struct TilePart {
+  int tile;
+  Part part;
+};
+constexpr int kPairParts = 4;
+__device__ constexpr TilePart part_in_order(int i) {
+  return {i % 2, i == 0 || i == 3 ? kLeftPart : kRightPart};
+}
 
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
