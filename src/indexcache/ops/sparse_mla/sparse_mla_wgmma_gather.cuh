@@ -149,21 +149,12 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
       copy_16(to + raw_offset(row, 16 * i + 2 * lane), latent + 256 * part + 128 * i + 16 * lane,
               present, policy);
     }
+    if (lane == 0) copy_16(to + swizzled_offset(row, 0), latent + kLatentDim, present, policy);
     if (part == kRightPart) {
       copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
               latent + kLatentDim + 16 + 16 * lane, present, policy);
     }
   }
-}
-
-// The scales of all rows at once, to where a row's first values will stand.
-__device__ inline void copy_scales(std::uint32_t tile, TilePart t, const Found& found,
-                                   const unsigned char* data, std::uint64_t policy) {
-  const int lane = threadIdx.x % kRowLanes, first = threadIdx.x % kWarpgroup / kRowLanes;
-  const std::int64_t offset = row_offset(found, t.tile, lane % kRowRounds);
-  if (lane >= kRowRounds) return;
-  copy_16(values_of(tile, t.part) + swizzled_offset(first + lane * kRowsAtOnce, 0),
-          data + max(offset, std::int64_t{0}) + kLatentDim, offset >= 0, policy);
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -186,8 +177,6 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
       const auto [tile, part] = part_in_order(i);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
       if (tile == 0 || both) {
-        if constexpr (kFormat == LatentFormat::kE4M3)
-          copy_scales(shared_address(shared.kv[tile]), {tile, part}, found, data, policy);
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
           const std::int64_t offset = row_offset(found, tile, round);
