@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/sparse_mla/sparse_mla.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_paged.h"
 
@@ -34,13 +35,17 @@ std::vector<std::int32_t> values(const at::Tensor& x) {
   return {x.const_data_ptr<std::int32_t>(), x.const_data_ptr<std::int32_t>() + x.numel()};
 }
 
-TEST(IndexSet, GroupsTokensByTheirPositions) {
-  const IndexSet set(random_sets(7));
-  EXPECT_THAT(values(set.grouped(0).group_begin), ElementsAreArray({0, 3, 6, 7}));
-  const IndexSet later(random_sets(7));  // positions 4 5 | 6 7 8 | 9 10
-  EXPECT_THAT(values(later.grouped(4).group_begin), ElementsAreArray({0, 2, 5, 7}));
+TEST(IndexSet, GroupsTokensAsQueryGroupsDoes) {
   EXPECT_FALSE(IndexSet().defined());
-  EXPECT_TRUE(set.defined());
+  for (std::int64_t tokens = 1; tokens <= 8; ++tokens) {
+    for (std::int64_t first_position = 0; first_position <= 7; ++first_position) {
+      const IndexSet set(random_sets(tokens));
+      EXPECT_TRUE(set.defined());
+      EXPECT_THAT(values(set.grouped(first_position).group_begin),
+                  ElementsAreArray(query_groups({{first_position, tokens}}).begin))
+          << tokens << " tokens from " << first_position;
+    }
+  }
 }
 
 TEST(IndexSet, CopiesShareOneUnionWhicheverAsksFirst) {
