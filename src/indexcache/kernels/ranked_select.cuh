@@ -27,8 +27,9 @@ struct BlockTeam {
 
 // A team's scratch in shared memory.
 struct SelectScratch {
+  static constexpr int kMostWarps = 8;
   unsigned counts[256];
-  RankedKey low, high;
+  RankedKey low[kMostWarps], high[kMostWarps];
   unsigned bin, above, inside;
 };
 
@@ -50,15 +51,15 @@ __device__ __forceinline__ void for_each_key(const Team& team, const Key* list, 
   }
 }
 
-// Sets scratch.low and .high to the least and the greatest key.
+// The least and the greatest key.
+template <class Key>
+struct Extremes {
+  Key low, high;
+};
 template <class Team, class Key>
-__device__ void find_extremes(const Team& team, const Key* list, int size, SelectScratch& scratch) {
-  if (team.rank == 0) {
-    scratch.low = ~0ull;
-    scratch.high = 0;
-  }
-  team.sync();
-  RankedKey low = ~0ull, high = 0;
+__device__ __forceinline__ Extremes<Key> find_extremes(const Team& team, const Key* list, int size,
+                                                       SelectScratch& scratch) {
+  Key low = ~Key{0}, high = 0;
   for_each_key(team, list, size, [&](Key key, bool valid) {
     if (!valid) return;
     low = key < low ? key : low;
@@ -66,16 +67,27 @@ __device__ void find_extremes(const Team& team, const Key* list, int size, Selec
   });
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
-    const RankedKey other_low = __shfl_xor_sync(kAllLanes, low, step);
-    const RankedKey other_high = __shfl_xor_sync(kAllLanes, high, step);
+    const Key other_low = __shfl_xor_sync(kAllLanes, low, step);
+    const Key other_high = __shfl_xor_sync(kAllLanes, high, step);
     low = other_low < low ? other_low : low;
     high = other_high > high ? other_high : high;
   }
+  if (Team::size == 32) return {low, high};
+  constexpr int kWarps = Team::size / 32;
+  static_assert(kWarps <= SelectScratch::kMostWarps);
   if (threadIdx.x % 32 == 0) {
-    atomicMin(&scratch.low, low);
-    atomicMax(&scratch.high, high);
+    scratch.low[team.rank / 32] = low;
+    scratch.high[team.rank / 32] = high;
   }
   team.sync();
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    const auto other_low = static_cast<Key>(scratch.low[i]);
+    const auto other_high = static_cast<Key>(scratch.high[i]);
+    low = other_low < low ? other_low : low;
+    high = other_high > high ? other_high : high;
+  }
+  return {low, high};
 }
 
 // One warp: the bin that holds the wanted-th greatest of what the counts hold, into scratch.bin;
@@ -116,11 +128,11 @@ struct Threshold {
 template <class Team, class Key>
 __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int size, int wanted,
                                          SelectScratch& scratch) {
-  find_extremes(team, list, size, scratch);
-  const RankedKey low = scratch.low, high = scratch.high;
-  if (wanted == size) return {static_cast<Key>(low), true};
-  int bits = 64 - __clzll(static_cast<long long>(low ^ high));  // below these all keys agree
-  RankedKey prefix = bits == 64 ? 0 : high >> bits;
+  const auto [low, high] = find_extremes(team, list, size, scratch);
+  if (wanted == size) return {low, true};
+  // Above these bits all keys agree.
+  int bits = 64 - __clzll(static_cast<long long>(low ^ high));
+  Key prefix = bits == 8 * sizeof(Key) ? 0 : high >> bits;
   unsigned left = static_cast<unsigned>(wanted);
   bool exact = false;
   while (bits > 0 && !exact) {
@@ -128,8 +140,8 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
     team.sync();
     for (int i = team.rank; i < 256; i += Team::size) scratch.counts[i] = 0;
     team.sync();
-    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-      const RankedKey digits = key >> shift;
+    for_each_key(team, list, size, [&](Key key, bool valid) {
+      const Key digits = key >> shift;
       if (valid && digits >> width == prefix) {
         atomicAdd(&scratch.counts[static_cast<unsigned>(digits) & ((1u << width) - 1)], 1u);
       }
@@ -142,7 +154,7 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
     bits = shift;
     exact = left == scratch.inside;
   }
-  return {static_cast<Key>(prefix << bits), exact};
+  return {prefix << bits, exact};
 }
 
 // A threshold that exactly `wanted` of the keys reach.
@@ -210,12 +222,13 @@ __device__ __forceinline__ void write_nearly_ascending(const int* indices, int s
                                                        unsigned* bits) {
   constexpr int kOwn = words / 32, kStretch = 32 * words;
   const int lane = static_cast<int>(threadIdx.x) & 31;
+  static_assert(kOwn <= 32);
   unsigned* own_bits = bits + lane * (kOwn + 1);  // odd: lanes meet no bank twice
+#pragma unroll 8
+  for (int i = 0; i < kOwn; ++i) own_bits[i] = 0;
+  __syncwarp();
   for (int at = 0; at < size;) {
     const int base = origin + (indices[at] - origin) / kStretch * kStretch;
-#pragma unroll 8
-    for (int i = 0; i < kOwn; ++i) own_bits[i] = 0;
-    __syncwarp();
     for (unsigned inside = kAllLanes; inside == kAllLanes; at += __popc(inside)) {
       const int bit = at + lane < size ? indices[at + lane] - base : kStretch;
       const int word = bit / 32;
@@ -224,8 +237,12 @@ __device__ __forceinline__ void write_nearly_ascending(const int* indices, int s
     }
     __syncwarp();
     int own = 0;
+    unsigned filled = 0;  // words of this lane with bits
 #pragma unroll 8
-    for (int i = 0; i < kOwn; ++i) own += __popc(own_bits[i]);
+    for (int i = 0; i < kOwn; ++i) {
+      own += __popc(own_bits[i]);
+      filled |= (own_bits[i] != 0) << i;
+    }
     int through = own;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -233,10 +250,12 @@ __device__ __forceinline__ void write_nearly_ascending(const int* indices, int s
       if (lane >= step) through += before;
     }
     std::int32_t* place = out + (through - own);
-    for (int i = 0; i < kOwn; ++i) {
+    for (; filled != 0; filled &= filled - 1) {
+      const int i = __ffs(static_cast<int>(filled)) - 1;
       for (unsigned rest = own_bits[i]; rest != 0; rest &= rest - 1) {
         *place++ = base - first + 32 * (lane * kOwn + i) + __ffs(static_cast<int>(rest)) - 1;
       }
+      own_bits[i] = 0;
     }
     out += __shfl_sync(kAllLanes, through, 31);
     __syncwarp();

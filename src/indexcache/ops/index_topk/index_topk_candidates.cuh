@@ -11,9 +11,6 @@ struct GroupCandidates {
   static constexpr int kQueries = L::kQueries, kOwn = L::kOwn, kSums = L::kSums;
   static constexpr bool kFewQueries = kQueries <= 2;  // thresholds then leave the keys' room alone
   static constexpr int kUnits = L::kUnits, kRowBlocks = L::kRowBlocks;
-  static constexpr int kTogether = L::kTogether;
-  static constexpr int kInFlight = kUnits;
-  static_assert(L::kTilesPerLook % kTogether == 0 && L::kStages / 2 + kTogether <= L::kStages);
 
   const IndexTopkCudaParams& p;
   Item item;
@@ -25,15 +22,17 @@ struct GroupCandidates {
   __device__ __forceinline__ StagedScore* staged() const { return shared.staged[threadIdx.x / 32]; }
 
   // A warp: notes what reaches the thresholds' scores, at staged()[count] and on.
-  __device__ __forceinline__ void stage_score(bool wanted, float score, int query, int place,
-                                              int& count) const {
+  __device__ __forceinline__ void stage_score(bool wanted, float score,
+                                              std::uint32_t query_and_place, int& count) const {
     const unsigned takers = __ballot_sync(kAllLanes, wanted);
     if (takers == 0) return;
-    if (wanted) {
-      const int before = __popc(takers & ((1u << threadIdx.x % 32) - 1));
-      staged()[count + before] = {score, static_cast<std::uint32_t>(query << 16 | place)};
-    }
+    if (wanted) staged()[count + __popc(takers & lanes_before())] = {score, query_and_place};
     count += __popc(takers);
+  }
+  static __device__ __forceinline__ unsigned lanes_before() {
+    unsigned mask;
+    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(mask));
+    return mask;
   }
 
   // A warp: the next place in the query's list, for the lanes that want one.
@@ -71,6 +70,12 @@ struct GroupCandidates {
       const RankedKey key = ranked_key(s.score, index);
       if (inside && p.scores != nullptr) {
         p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = s.score;
+      }
+      if (shared.sampling) {  // a place for every key
+        if (i < count && at < walk.count) {
+          lists[query * kCandidateCapacity + at] = inside ? key : RankedKey{0};
+        }
+        continue;
       }
       const bool wanted = inside && key >= state.threshold[query];
       const int slot = take_slot(query, wanted);
@@ -117,91 +122,87 @@ struct GroupCandidates {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
+  // A warp: the scores of its rows of a tile from their heads' sums. place is where the tile is since
+  // the last look.
+  __device__ __forceinline__ void stage_tile(const float (&sums)[kRowBlocks][2][kOwn][kSums],
+                                             const float (&scale)[kRowBlocks][2],
+                                             const float (&floor)[kOwn], std::uint32_t place,
+                                             int& count) const {
+#pragma unroll
+    for (int i = 0; i < 2 * kRowBlocks; ++i) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const float score = GroupScores<L>::total(sums[i / 2][i % 2][own]) * scale[i / 2][i % 2];
+        const bool wanted =
+            GroupScores<L>::offers(i % 2) && (p.scores != nullptr || !(score < floor[own]));
+        stage_score(wanted, score, place + (own << 16) + i / 2 * kBlockRows + i % 2 * 8, count);
+      }
+    }
+  }
+
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. Tiles go in pairs, in one straight line of code, since the
-  // compiler lets no products run across the end of a loop; within it, the next unit's are started
-  // as soon as the accumulators that they need are read. The second of a pair may lie past the end:
-  // its products are of whatever lies there, and what is staged of it is dropped.
+  // is full. Returns the next tile. The two warpgroups go their own ways between looks.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float weights[L::kWeights], floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
-    int staged_count = 0, look_first = tile * L::kTileKeys;
-    bool full = false;
+    const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
+    const int row = GroupScores<L>::first_row(0);
+    const std::uint32_t first_place = L::column_query(threadIdx.x % 4, 0) << 16 | row;
+    const float* scales = shared.scales[0] + row;
+    const bool arrives = threadIdx.x % 32 == 0;
+    int look_first = tile * L::kTileKeys, stop = min(tile + L::kTilesPerLook, tiles), count = 0;
+    std::uint32_t where = first_place;
+    const int warpgroup = __shfl_sync(kAllLanes, threadIdx.x / kWarpgroup, 0);
+    const auto pass_turn = [&](bool now) {
+      if (now) barrier_arrive(kTurnBarrier + 1 - warpgroup, kScorers);
+    };
+    pass_turn(kTurns != Turns::kNone && warpgroup == 1);
+    for (;;) {
 #pragma unroll 1
-    do {
-      float d[kInFlight][L::kColumns / 2];
-      float sums[kRowBlocks][2][kOwn][kSums], scale[kRowBlocks][2];
-      RingPlace<L::kStages> at[kTogether];
+      for (; tile < stop && count <= L::kStaged - L::kMostStaged; ++tile) {
+        float d[kUnits][L::kColumns / 2];
+        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
+        wait_for_tile(place);
+        if (kTurns != Turns::kNone) barrier_sync(kTurnBarrier + warpgroup, kScorers);
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) at[i] = i == 0 ? place : at[i - 1].next();
-      const auto multiply = [&](int i) {
-        const int t = i / kUnits;
-        if (i % kUnits == 0 && (t == 0 || tile + t < tiles)) wait_for_tile(at[t]);
-        scores.multiply(i % kUnits, at[t].stage, d[i % kInFlight]);
-      };
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) multiply(i);
-#pragma unroll
-      for (int i = 0; i < kTogether * kUnits; ++i) {
-        const int t = i / kUnits, unit = i % kUnits;
-        if (i + 1 < kTogether * kUnits) {
-          wgmma_wait<kInFlight - 1>();
-        } else {
-          wgmma_wait<0>();
+        for (int unit = 0; unit < kUnits; ++unit) {
+          GroupScores<L>::multiply(unit, __shfl_sync(kAllLanes, a, 0), queries, d[unit]);
         }
-        wgmma_pin(d[i % kInFlight]);
-        if (unit == 0) {
+        pass_turn(kTurns == Turns::kStarted);
+        float scale[kRowBlocks][2];
 #pragma unroll
-          for (int j = 0; j < 2 * kRowBlocks * kOwn; ++j) {
+        for (int i = 0; i < 2 * kRowBlocks; ++i) {
+          const float* at = scales + place.stage * L::kTileKeys + i / 2 * kBlockRows + i % 2 * 8;
+          scale[i / 2][i % 2] = scores.has_scales() ? *at : 1.0f;
+        }
+        float sums[kRowBlocks][2][kOwn][kSums] = {};
 #pragma unroll
-            for (int k = 0; k < kSums; ++k) sums[j / 2 / kOwn][j % 2][j / 2 % kOwn][k] = 0;
+        for (int unit = 0; unit < kUnits; ++unit) {
+          if (unit + 1 < kUnits) {
+            wgmma_wait<1>();
+          } else {
+            wgmma_wait<0>();
           }
+          pass_turn(kTurns == Turns::kFirstFinished && unit == 0);
+          pass_turn(kTurns == Turns::kFinished && unit + 1 == kUnits);
+          wgmma_pin(d[unit]);
+          __syncwarp();
+          if (unit + 1 == kUnits && arrives) mbarrier_arrive(&shared.empty[place.stage]);
+          scores.reduce(unit % L::kBanks, d[unit], weights, sums[unit / L::kBanks]);
         }
-        scores.reduce(unit % L::kBanks, d[i % kInFlight], weights, sums[unit / L::kBanks]);
-        // All of d is read before the next products overwrite it: else the compiler copies it.
-#pragma unroll
-        for (int j = 0; j < 2 * kOwn; ++j) wgmma_pin(sums[unit / L::kBanks][j % 2][j / 2]);
-        if (i + kInFlight < kTogether * kUnits) multiply(i + kInFlight);
-        if (unit < kUnits - 1) continue;
-#pragma unroll
-        for (int j = 0; j < 2 * kRowBlocks; ++j) {
-          const int row = GroupScores<L>::first_row(j / 2) + j % 2 * 8;
-          scale[j / 2][j % 2] = scores.has_scales() ? shared.scales[at[t].stage][row] : 1.0f;
-        }
-        __syncwarp();
-        if ((t == 0 || tile + t < tiles) && threadIdx.x % 32 == 0) {
-          mbarrier_arrive(&shared.empty[at[t].stage]);
-        }
-#pragma unroll
-        for (int j = 0; j < 2 * kRowBlocks; ++j) {
-          const int row = GroupScores<L>::first_row(j / 2) + j % 2 * 8;
-#pragma unroll
-          for (int own = 0; own < kOwn; ++own) {
-            const float score =
-                GroupScores<L>::total(sums[j / 2][j % 2][own]) * scale[j / 2][j % 2];
-            const bool wanted =
-                GroupScores<L>::offers(j % 2) && (p.scores != nullptr || !(score < floor[own]));
-            stage_score(wanted, score, L::column_query(threadIdx.x % 4, own),
-                        (tile + t) * L::kTileKeys - look_first + row, staged_count);
-          }
-        }
+        stage_tile(sums, scale, floor, where, count);
+        place = place.next();
+        where += L::kTileKeys;
       }
-      const int done = min(kTogether, tiles - tile);
-      place = at[0];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        if (i < done) place = at[i].next();
-      tile += done;
-      const bool look = tile % L::kTilesPerLook == 0 || tile == tiles;
-      if (look || staged_count > L::kStaged - kTogether * L::kMostStaged) {
-        append_staged(look_first, staged_count);
-      }
-      if (look) {
-        look_first = tile * L::kTileKeys;
-        full = some_list_is_full();
-      }
-    } while (tile < tiles && !full);
+      append_staged(look_first, count);
+      if (tile < stop) continue;
+      if (some_list_is_full() || tile == tiles) break;
+      look_first = tile * L::kTileKeys;
+      stop = min(tile + L::kTilesPerLook, tiles);
+      where = first_place;
+    }
+    if (kTurns != Turns::kNone && warpgroup == 0) barrier_sync(kTurnBarrier, kScorers);
     return tile;
   }
 
@@ -210,6 +211,7 @@ struct GroupCandidates {
     if (walk.count == 0) return;
     if (threadIdx.x == 0) {
       shared.walk = walk;
+      shared.sampling = walk.stratum != 0;
       shared.item = item;
     }
     barrier_sync(kScanBarrier, kThreads);
@@ -228,46 +230,43 @@ struct GroupCandidates {
     return max(0, shared.state.end[query] - shared.state.start[query]);
   }
 
-  // After the sample: the threshold that some more than k keys of the query will reach. The number
-  // sampled among the best k is about mean, with deviation sqrt(mean) at most. 0: every key.
-  __device__ __forceinline__ int rank_in_sample(int query) const {
-    const int sampled = shared.state.count[query], keys = range(query);
-    if (keys <= kCandidateLimit) return 0;
+  // After a sample of `sampled` of `keys` keys: the rank in it of the threshold, which some more than
+  // k keys of the query will reach. The number sampled among the best k is about mean, with
+  // deviation sqrt(mean) at most. 0: every key.
+  __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
+    if (range(query) <= kCandidateLimit) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    const int rank = static_cast<int>(mean + 5 * sqrtf(mean)) + 2;
-    return rank < sampled ? rank : 0;
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
-  __device__ __forceinline__ void choose_thresholds() const {
+  __device__ __forceinline__ void choose_thresholds(int sampled, int keys) const {
     GroupState& state = shared.state;
     const int warp = threadIdx.x / 32;
     if (kFewQueries) {  // all scorers for each: sooner done
       const BlockTeam<kScorers> team;
       constexpr int kRoom = sizeof(shared.staged) / sizeof(RankedKey);
       for (int query = 0; query < item.queries; ++query) {
-        const int rank = rank_in_sample(query), size = state.count[query];
+        const int rank = rank_in_sample(query, sampled, keys);
         if (rank == 0) continue;
-        const RankedKey* keys = lists + query * kCandidateCapacity;
-        if (size <= kRoom) {
+        const RankedKey* list = lists + query * kCandidateCapacity;
+        if (sampled <= kRoom) {
           auto* room = reinterpret_cast<RankedKey*>(shared.staged);
-          copy_keys(team, keys, size, room);
-          keys = room;
+          copy_keys(team, list, sampled, room);
+          list = room;
         }
-        const RankedKey threshold = select_threshold(team, keys, size, rank, shared.select[0]);
+        const RankedKey threshold = select_threshold(team, list, sampled, rank, shared.select[0]);
         if (team.rank == 0) state.threshold[query] = threshold;
         team.sync();
       }
     } else if (warp < item.queries) {
-      const int rank = rank_in_sample(warp);
+      const int rank = rank_in_sample(warp, sampled, keys);
       if (rank > 0) {
         constexpr int kWords = GroupShared<L>::kKeyRoom / kWarps;
         const RankedKey threshold = select_threshold_by_rank(
-            lists + warp * kCandidateCapacity, state.count[warp], rank,
-            shared.key_room() + warp * kWords, kWords, shared.select[warp]);
+            lists + warp * kCandidateCapacity, sampled, rank, shared.key_room() + warp * kWords,
+            kWords, shared.select[warp]);
         if (threadIdx.x % 32 == 0) state.threshold[warp] = threshold;
       }
     }
-    BlockTeam<kScorers>{}.sync();
-    if (threadIdx.x < kQueries) state.count[threadIdx.x] = 0;
     BlockTeam<kScorers>{}.sync();
   }
 };

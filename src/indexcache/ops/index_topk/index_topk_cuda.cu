@@ -193,15 +193,15 @@ struct GroupSelection {
   // state.last tells whether it is the last.
   __device__ __forceinline__ bool merge_pieces() const {
     for (int query = 0; query < item.queries; ++query) publish(query);
-    __threadfence();
-    sync();
+    // The barriers carry what the fences of one thread order to and from the others.
     if (threadIdx.x == 0) {
+      __threadfence();
       state.last =
           atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
+      __threadfence();
     }
     sync();
     if (!state.last) return false;
-    __threadfence();
     bool again = false;
     for (int query = 0; query < item.queries; ++query) {
       const std::int64_t row = item.first_query + query;
@@ -221,32 +221,38 @@ struct GroupSelection {
     return again;
   }
 
-  // From the keys to the rows of the result, or to the merged list.
+  // From the keys to the rows of the result, or to the merged list. Rounds: the sample; the scan;
+  // where the sample misled, scans that take every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     const bool split = merge.pieces > 1;
     const KeyWalk scanned = split ? piece_of(keys) : keys;
-    KeyWalk sample;
-    if (keys.count > kCandidateLimit) {
-      sample = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+    enum { kSample, kScan, kEvery } round = keys.count > kCandidateLimit ? kSample : kScan;
+    KeyWalk walk = scanned;
+    if (round == kSample) {
+      walk = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
     }
-    candidates.begin(sample.count > 0 ? sample : scanned);
+    candidates.begin(walk);
     if (split) prefetch(scanned);
     candidates.scores.stage_queries();
     sync();
-    if (sample.count > 0) {
-      candidates.scan(sample);
-      constexpr bool kBeside = GroupCandidates<L>::kFewQueries;
-      if (kBeside) candidates.begin(scanned);
-      candidates.choose_thresholds();
-      if (!kBeside) candidates.begin(scanned);
-    }
-    candidates.scan(scanned);
-    bool again = split ? merge_pieces() : !settle();
-    if (split && !state.last) return;
-    while (again) {  // the sample misled: every key is a candidate
-      candidates.begin(keys);
-      candidates.scan(keys);
-      again = !settle();
+    for (;;) {
+      candidates.scan(walk);
+      if (round == kSample) {
+        constexpr bool kBeside = GroupCandidates<L>::kFewQueries;
+        const int sampled = walk.count;
+        walk = scanned;
+        if (kBeside) candidates.begin(walk);
+        candidates.choose_thresholds(sampled, keys.count);
+        if (!kBeside) candidates.begin(walk);
+        round = kScan;
+        continue;
+      }
+      const bool again = split && round == kScan ? merge_pieces() : !settle();
+      if (split && !state.last) return;
+      if (!again) break;
+      walk = keys;
+      candidates.begin(walk);
+      round = kEvery;
     }
     finish(keys.first);
   }

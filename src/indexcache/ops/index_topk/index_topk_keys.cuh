@@ -127,8 +127,12 @@ struct KeyFetcher {
           copy_rows(place.stage, page + within * L::kRow, L::kRow,
                     reinterpret_cast<const float*>(page + kPageScales) + within);
         } else {
-          copy_rows(place.stage, static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride,
-                    p.key_stride, p.key_scale + key);
+          const std::uint8_t* row = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
+          if (p.key_stride == L::kRow) {  // addresses of the copies are then known offsets
+            copy_rows(place.stage, row, L::kRow, p.key_scale + key);
+          } else {
+            copy_rows(place.stage, row, p.key_stride, p.key_scale + key);
+          }
         }
       }
       commit_copies();

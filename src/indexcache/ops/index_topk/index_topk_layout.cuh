@@ -20,6 +20,12 @@ constexpr int kScorerRegisters = 232, kFetcherRegisters = 40;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 constexpr int kScanBarrier = 1;            // of all threads: a walk begins. 0 is the scorers' own
 
+// When a scoring warpgroup lets the other start its products: at any time; when its own have started; when
+// those of its first unit have finished; when all have. To be measured.
+enum class Turns { kNone, kStarted, kFirstFinished, kFinished };
+constexpr Turns kTurns = Turns::kNone;
+constexpr int kTurnBarrier =
+    2;  // and the next: of one scoring warpgroup each, that its turn has come
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
 constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
@@ -90,7 +96,6 @@ struct Layout {
   static constexpr bool kPaged = paged;
   static constexpr int kTileKeys = 2 * kRowBlocks * kBlockRows;
   static constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
-  static constexpr int kTogether = 2;  // tiles whose products are under way at a time
   static constexpr int kHeadsPerBank = kColumns / kQueries;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
@@ -100,7 +105,7 @@ struct Layout {
   static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
   static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
   static constexpr int kMostStaged = 32 * 2 * kOwn * kRowBlocks;  // by a warp, of a tile
-  static constexpr int kStaged = 2 * kTogether * kMostStaged;
+  static constexpr int kStaged = 2 * kMostStaged;
 
   // Column 2 c + e of eight columns j belongs to this query and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
@@ -145,6 +150,7 @@ struct GroupShared {
   StagedScore staged[kWarps][L::kStaged];
   std::uint64_t full[L::kStages], empty[L::kStages];
   KeyWalk walk;  // what the fetchers are to fetch; count < 0: no more
+  bool sampling;
   Item item;
   GroupState state;
   SelectScratch select[kWarps];

@@ -73,24 +73,32 @@ struct GroupScores {
     return (warpgroup * L::kRowBlocks + row_block) * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
   }
 
-  // A descriptor that the compiler may keep in registers of the warp.
-  static __device__ __forceinline__ std::uint64_t uniform_operand(const void* rows) {
-    return rows_operand(__shfl_sync(kAllLanes, shared_address(rows), 0));
+  // The lower halves of the operands' descriptors, alike in all lanes: of the queries; of this
+  // warpgroup's rows in the first stage. The upper half is that of any operand.
+  static __device__ __forceinline__ std::uint32_t low_half(const void* rows) {
+    const auto low = static_cast<std::uint32_t>(rows_operand(shared_address(rows)));
+    return __shfl_sync(kAllLanes, low, 0);
+  }
+  __device__ __forceinline__ std::uint32_t queries_operand() const {
+    return low_half(shared.queries);
+  }
+  __device__ __forceinline__ std::uint32_t keys_operand() const {
+    constexpr int kBytes = L::kRowBlocks * kHalves * kBlockRows * 128;
+    return low_half(shared.keys[0] + threadIdx.x / kWarpgroup * kBytes);
   }
 
-  // Starts the products of a unit. What lies in the stage is a tile's keys, or nobody reads d.
-  __device__ __forceinline__ void multiply(int unit, int stage, Accumulators& d) const {
-    const int bank = unit % kBanks;
-    const int block = threadIdx.x / kWarpgroup * L::kRowBlocks + unit / kBanks;
-    const std::uint64_t a =
-        uniform_operand(shared.keys[stage] + block * (kHalves * kBlockRows * 128));
-    const std::uint64_t b = uniform_operand(shared.queries);
+  // Starts the products of a unit.
+  static __device__ __forceinline__ void multiply(int unit, std::uint32_t keys,
+                                                  std::uint32_t queries, Accumulators& d) {
+    constexpr std::uint64_t kHigh = rows_operand(0) >> 32 << 32;
+    const int bank = unit % kBanks, block = unit / kBanks;
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Format::multiply(d, a + (step / 4 * kBlockRows * 128 + step % 4 * 32) / 16,
-                       b + ((bank * kHalves + step / 4) * L::kBankBytes + step % 4 * 32) / 16,
-                       step > 0);
+      const int half = step / 4, within = step % 4 * 32;
+      const std::uint32_t a = keys + ((block * kHalves + half) * kBlockRows * 128 + within) / 16;
+      const std::uint32_t b = queries + ((bank * kHalves + half) * L::kBankBytes + within) / 16;
+      Format::multiply(d, kHigh | a, kHigh | b, step > 0);
     }
     wgmma_commit();
   }
