@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "indexcache/base/error.h"
+#include "indexcache/kernels/index_key_type.h"
 #include "support/cache_inputs.h"
 #include "support/thrown.h"
 
@@ -35,7 +36,7 @@ TEST(IndexRow, TurnsPairsByHand) {
 TEST(IndexRow, IsTheDefinition) {
   std::mt19937 random(2);
   const auto table = testing::angle_table(Values::kNormal, 300);
-  for (const IndexKeyType& type : testing::index_key_types()) {
+  for (const IndexKeyType& type : index_key_types()) {
     for (int i = 0; i < 20; ++i) {
       auto row = testing::cache_values(Values::kNormal, 1, kIndexDim, random);
       const std::vector<double> wide(row.begin(), row.end());
@@ -66,7 +67,8 @@ TEST(IndexRow, TheHadamardRotationIsOrthonormal) {
 }
 
 TEST(IndexKeyType, ParsesWhatItPrints) {
-  for (const IndexKeyType& type : testing::index_key_types()) {
+  EXPECT_EQ(index_key_types().size(), 12u);
+  for (const IndexKeyType& type : index_key_types()) {
     EXPECT_EQ(parse_index_key_type(print_index_key_type(type)), type);
   }
   EXPECT_EQ(print_index_key_type({}), "interleaved");

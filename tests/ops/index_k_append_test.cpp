@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 
 #include "indexcache/base/error.h"
+#include "indexcache/kernels/index_key_type.h"
 #include "indexcache/kernels/index_page.h"
 #include "indexcache/ops/index_k_append/index_k_append_params.h"
 #include "support/cache_inputs.h"
@@ -57,7 +58,7 @@ TEST(IndexKAppend, WritesEachKeyIntoItsSlotAndNothingElse) {
   const std::vector<std::int64_t> slots = {0, 63, 64, -1, 130, 2 * 64 + 63, 5, kPages * 64, -77};
   for (const Values kind : {Values::kExact, Values::kNormal}) {
     for (const IndexRowDType dtype : {IndexRowDType::kFloat32, IndexRowDType::kBFloat16}) {
-      for (const IndexKeyType& type : testing::index_key_types()) {
+      for (const IndexKeyType& type : index_key_types()) {
         std::mt19937 random(8);
         const auto keys = testing::cache_values(kind, slots.size(), kIndexDim, random);
         Appended found = append(kind, dtype, type, keys, slots);
@@ -90,7 +91,7 @@ TEST(IndexKAppend, HostileRowsAreDefined) {
   std::vector<std::int64_t> slots;
   for (int t = 0; t < 35; ++t) slots.push_back(t);
   const auto keys = testing::cache_values(Values::kHostile, slots.size(), kIndexDim, random);
-  for (const IndexKeyType& type : testing::index_key_types()) {
+  for (const IndexKeyType& type : index_key_types()) {
     const Appended found = append(Values::kNormal, IndexRowDType::kFloat32, type, keys, slots);
     for (std::size_t t = 0; t < slots.size(); ++t) {
       if (t % 7 == 3) continue;  // may overflow on the way

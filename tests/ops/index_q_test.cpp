@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 
 #include "indexcache/base/error.h"
+#include "indexcache/kernels/index_key_type.h"
 #include "indexcache/ops/index_q/index_q_params.h"
 #include "support/cache_inputs.h"
 #include "support/e4m3_rows.h"
@@ -97,7 +98,7 @@ struct Problem {
 
 TEST(IndexQ, ExactInputsGiveTheNearestBytes) {
   for (const IndexRowDType dtype : {IndexRowDType::kFloat32, IndexRowDType::kBFloat16}) {
-    for (const IndexKeyType& type : testing::index_key_types()) {
+    for (const IndexKeyType& type : index_key_types()) {
       if (type.hadamard != Hadamard::kNone) continue;  // its factor is irrational
       for (const auto& [tokens, heads] : {std::pair{1, 1}, {5, 3}, {40, 8}}) {
         Problem p(tokens, heads, dtype, Values::kExact, type);
@@ -111,7 +112,7 @@ TEST(IndexQ, ExactInputsGiveTheNearestBytes) {
 
 TEST(IndexQ, OtherInputsAreWithinTheBound) {
   for (const IndexRowDType dtype : {IndexRowDType::kFloat32, IndexRowDType::kBFloat16}) {
-    for (const IndexKeyType& type : testing::index_key_types()) {
+    for (const IndexKeyType& type : index_key_types()) {
       for (const auto& [tokens, heads] : {std::pair{0, 4}, {1, 64}, {17, 5}}) {
         Problem(tokens, heads, dtype, Values::kNormal, type).check(testing::threads(2));
       }
@@ -129,7 +130,7 @@ TEST(IndexQ, ScoresStayWithinTheRoundingOfTheirRows) {
   Tensors in;
   in.cos_sin = at::zeros({9, 64});
   in.cos_sin.narrow(1, 0, 32).fill_(1.0);  // no turn
-  for (const IndexKeyType& type : testing::index_key_types()) {
+  for (const IndexKeyType& type : index_key_types()) {
     if (type.hadamard != Hadamard::kNone) continue;
     const IndexQueries out = index_q(in.q, in.weights, in.cos_sin, in.positions, type);
     EXPECT_EQ(out.type, type);

@@ -145,8 +145,9 @@ class WholeGraph {
       const auto x = rms_norm(hidden, block.input_norm, shape_.rms_norm_eps);
       const auto [q, k, v] =
           mla_expand(mla_project(x, block.mla, shape_.mla, rope), block.mla, shape_.mla);
-      const auto attended = attend(
-          layer, [&](const at::Tensor& index_set) { return attention_over(q, k, v, index_set); });
+      const auto attended = attend(layer, [&, q = q, k = k, v = v](const at::Tensor& index_set) {
+        return attention_over(q, k, v, index_set);
+      });
       const auto residual = hidden + at::linear(attended, block.mla.o_proj);
       hidden = residual +
                feed_forward(rms_norm(residual, block.post_attention_norm, shape_.rms_norm_eps),

@@ -10,11 +10,13 @@
 
 #include "indexcache/base/error.h"
 #include "indexcache/search/search.h"
+#include "search/recorded_calls.h"
 #include "support/thrown.h"
 
 namespace indexcache {
 namespace {
 
+using indexcache::testing::RecordedCalls;
 using indexcache::testing::thrown;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -128,22 +130,6 @@ TEST(MostSimilarPattern, RefusesOtherShapesAndWhatIsNotFinite) {
 
 // --- The strategy.
 
-struct Calls {
-  std::vector<std::vector<std::string>> patterns;
-
-  Evaluate evaluate() {
-    return [this](const Pattern&, const std::vector<Pattern>& candidates) {
-      patterns.emplace_back();
-      std::vector<Losses> losses;
-      for (const Pattern& pattern : candidates) {
-        patterns.back().push_back(pattern.str());
-        losses.push_back({{1.0 * pattern.num_layers() - pattern.num_full()}});
-      }
-      return losses;
-    };
-  }
-};
-
 SearchOptions options_for(const Pattern& start, std::optional<int> keep = {}) {
   SearchOptions options;
   options.strategy = Strategy::kSimilarity;
@@ -156,7 +142,7 @@ SearchOptions options_for(const Pattern& start, std::optional<int> keep = {}) {
 }
 
 TEST(SearchBySimilarity, MeasuresThePatternOfEveryBudgetInOneCall) {
-  Calls calls;
+  RecordedCalls calls;
   std::vector<std::int64_t> evaluations;
   const auto result =
       search_patterns(options_for(Pattern::full(5)), calls.evaluate(),
@@ -174,14 +160,14 @@ TEST(SearchBySimilarity, MeasuresThePatternOfEveryBudgetInOneCall) {
 }
 
 TEST(SearchBySimilarity, KeepsToTheFullLayersOfTheStartSchedule) {
-  Calls calls;
+  RecordedCalls calls;
   search_patterns(options_for(Pattern::parse("-1,0,-1,0,-1,2,-1,0", 8), 2), calls.evaluate());
   ASSERT_EQ(calls.patterns.size(), 2u);
   EXPECT_THAT(calls.patterns[1], ElementsAre("FSFSFSSS", "FSSSFSSS"));
 }
 
 TEST(SearchBySimilarity, RefusesAMatrixOfAnotherModel) {
-  Calls calls;
+  RecordedCalls calls;
   auto options = options_for(Pattern::full(5));
   options.similarity.pop_back();
   EXPECT_THAT(thrown<InputError>([&] { search_patterns(options, calls.evaluate()); }),

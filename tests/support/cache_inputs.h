@@ -63,17 +63,4 @@ inline std::vector<float> angle_table(Values kind, std::int64_t positions) {
   return table;
 }
 
-inline std::vector<IndexKeyType> index_key_types() {
-  std::vector<IndexKeyType> types;
-  for (const RopeStyle rope : {RopeStyle::kInterleaved, RopeStyle::kHalfSplit}) {
-    for (const Hadamard hadamard : {Hadamard::kNone, Hadamard::kNormalised}) {
-      for (const ScaleFormat scale :
-           {ScaleFormat::kFloat32, ScaleFormat::kBFloat16, ScaleFormat::kPowerOfTwo}) {
-        types.push_back({rope, hadamard, scale});
-      }
-    }
-  }
-  return types;
-}
-
 }  // namespace indexcache::testing

@@ -1,7 +1,7 @@
 // Blocks of fp32 values as e4m3 with one scale: what the caches of index keys and latents hold.
 //
 //   scale = the least number of the format that is >= max(amax, amax_floor) / 448
-//   out   = nearest e4m3 of value * (1 / scale), every operation in fp32
+//   out   = nearest e4m3 of value * (1 / scale)        in fp32, every operation rounded by itself
 //
 // A block that holds a NaN or an infinity becomes NaN throughout, its scale 1: what reads it sees NaN,
 // and scales are always positive and finite.

@@ -4,6 +4,19 @@
 
 namespace indexcache {
 
+std::vector<IndexKeyType> index_key_types() {
+  std::vector<IndexKeyType> types;
+  for (const RopeStyle rope : {RopeStyle::kInterleaved, RopeStyle::kHalfSplit}) {
+    for (const Hadamard hadamard : {Hadamard::kNone, Hadamard::kNormalised}) {
+      for (const ScaleFormat scale :
+           {ScaleFormat::kFloat32, ScaleFormat::kBFloat16, ScaleFormat::kPowerOfTwo}) {
+        types.push_back({rope, hadamard, scale});
+      }
+    }
+  }
+  return types;
+}
+
 std::string print_index_key_type(const IndexKeyType& type) {
   std::string text = type.rope == RopeStyle::kInterleaved ? "interleaved" : "half_split";
   if (type.hadamard == Hadamard::kNormalised) text += "+hadamard";
@@ -13,14 +26,8 @@ std::string print_index_key_type(const IndexKeyType& type) {
 }
 
 IndexKeyType parse_index_key_type(std::string_view text) {
-  for (const RopeStyle rope : {RopeStyle::kInterleaved, RopeStyle::kHalfSplit}) {
-    for (const Hadamard hadamard : {Hadamard::kNone, Hadamard::kNormalised}) {
-      for (const ScaleFormat scale :
-           {ScaleFormat::kFloat32, ScaleFormat::kBFloat16, ScaleFormat::kPowerOfTwo}) {
-        const IndexKeyType type{rope, hadamard, scale};
-        if (print_index_key_type(type) == text) return type;
-      }
-    }
+  for (const IndexKeyType& type : index_key_types()) {
+    if (print_index_key_type(type) == text) return type;
   }
   throw expectation_error("index key type",
                           "interleaved or half_split, then [+hadamard], then [+bf16 or +ue8m0]",

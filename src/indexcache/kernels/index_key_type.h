@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "indexcache/kernels/e4m3_block.h"
 #include "indexcache/kernels/rope_style.h"
@@ -22,6 +23,9 @@ struct IndexKeyType {
   ScaleFormat scale = ScaleFormat::kFloat32;
   bool operator==(const IndexKeyType&) const = default;
 };
+
+// Every combination.
+std::vector<IndexKeyType> index_key_types();
 
 // As one word: interleaved | half_split, then +hadamard, then +bf16 | +ue8m0 for the scales' format,
 // the rest left out: "interleaved", "half_split+hadamard+ue8m0". parse(print(t)) = t.

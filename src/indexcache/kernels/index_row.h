@@ -39,7 +39,7 @@ struct RopeRows {
   }
 };
 
-// In place, in fp32, every operation rounded by itself.
+// In place, in fp32; on x86-64, where compilers contract nothing, in the kernels' own bits.
 void rotate_index_row(float* row, const float* cos_sin, const IndexKeyType& type);
 // The definition in double, the Hadamard rotation as a matrix product.
 void rotate_index_row_ref(const double* row, const float* cos_sin, const IndexKeyType& type,

@@ -12,19 +12,6 @@
 
 namespace indexcache {
 
-std::vector<IndexKeyType> index_key_types() {
-  std::vector<IndexKeyType> types;
-  for (const RopeStyle rope : {RopeStyle::kInterleaved, RopeStyle::kHalfSplit}) {
-    for (const Hadamard hadamard : {Hadamard::kNone, Hadamard::kNormalised}) {
-      for (const ScaleFormat scale :
-           {ScaleFormat::kFloat32, ScaleFormat::kBFloat16, ScaleFormat::kPowerOfTwo}) {
-        types.push_back({rope, hadamard, scale});
-      }
-    }
-  }
-  return types;
-}
-
 at::Tensor index_rows(std::int64_t rows, const at::Generator& generator) {
   const auto exponents = at::randint(-10, 11, {rows, 1}, generator, at::kFloat);
   const auto values =

@@ -10,9 +10,6 @@
 
 namespace indexcache {
 
-// Every combination.
-std::vector<IndexKeyType> index_key_types();
-
 // [R, 128] fp32 that bf16 holds, of sizes from 2^-10 to 2^10; every tenth row is zero, and every tenth
 // has a NaN.
 at::Tensor index_rows(std::int64_t rows, const at::Generator& generator);

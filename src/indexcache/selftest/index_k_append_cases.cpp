@@ -5,6 +5,7 @@
 #include <ATen/ops/randperm.h>
 #include <fmt/format.h>
 
+#include "indexcache/kernels/index_key_type.h"
 #include "indexcache/kernels/index_page.h"
 #include "indexcache/ops/index_k_append/index_k_append_params.h"
 #include "indexcache/selftest/cases.h"

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "indexcache/kernels/index_key_type.h"
 #include "indexcache/ops/index_q/index_q_params.h"
 #include "indexcache/selftest/cases.h"
 #include "indexcache/selftest/e4m3_checks.h"

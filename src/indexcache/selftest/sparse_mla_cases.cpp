@@ -127,8 +127,7 @@ void sparse_mla_paged_cases(const SelfTestRun& run,
       const IndexUnion entries = index_union(united.indices, begin);
       const auto there = [&](const at::Tensor& tensor) { return tensor.to(run.device); };
       const LatentCache pages{there(cache.pages), there(cache.table)};
-      for (const auto& [split, name] :
-           {std::pair{EntrySplit::kWhole, "whole"}, std::pair{EntrySplit::kCluster, "cluster"}}) {
+      for (const EntrySplit split : {EntrySplit::kWhole, EntrySplit::kCluster}) {
         const auto by_sets = [&] {
           return op(there(in.q), pages, std::nullopt, there(in.indices), scale, split);
         };
@@ -141,11 +140,12 @@ void sparse_mla_paged_cases(const SelfTestRun& run,
         verdict = both(verdict, check_same_bits(found.out, again.out));
         verdict = both(verdict, check_same_bits(found.lse, again.lse));
         verdict = both(verdict, check(c, united, scale, by_union()));
-        run.report({"sparse_mla",
-                    fmt::format("pages of {}, {} x {} keys, {} heads, k {}, {}",
-                                format == LatentFormat::kE4M3 ? "e4m3" : "bf16", c.num_queries,
-                                c.num_keys, heads, c.top_k, name),
-                    verdict.worst, verdict.failure});
+        run.report(
+            {"sparse_mla",
+             fmt::format("pages of {}, {} x {} keys, {} heads, k {}, {}",
+                         format == LatentFormat::kE4M3 ? "e4m3" : "bf16", c.num_queries, c.num_keys,
+                         heads, c.top_k, split == EntrySplit::kWhole ? "whole" : "cluster"),
+             verdict.worst, verdict.failure});
       }
     }
   }

@@ -1,5 +1,6 @@
 // The kernels that fill fp8 and bf16 caches (index_q, index_k_append, latent_append) on a GPU: the same
 // bytes as their CPU versions, which the op tests hold to the definitions.
+#include "indexcache/kernels/index_key_type.h"
 #include "indexcache/kernels/index_page.h"
 #include "indexcache/ops/index_k_append/index_k_append_params.h"
 #include "indexcache/ops/index_q/index_q_params.h"

@@ -19,8 +19,7 @@ namespace indexcache {
 //                      the two, or of each a part.
 // cache                written in place; its type says how
 // amax_floor           2^-100 to 2^100
-// A row with a NaN or an infinity after its rotation is NaN throughout, its s 1. fp32 arithmetic, each
-// operation rounded by itself.
+// A row with a NaN or an infinity after its rotation is NaN throughout, its s 1. fp32 arithmetic.
 void index_k_append(const at::Tensor& keys, const at::Tensor& cos_sin, const at::Tensor& positions,
                     const at::Tensor& slots, const IndexKeyPages& cache,
                     double amax_floor = kDefaultAmaxFloor);

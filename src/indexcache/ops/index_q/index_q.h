@@ -19,8 +19,7 @@ namespace indexcache {
 // cos_sin    [P, 64]      fp32, contiguous: of each position 32 cosines, then their sines
 // positions  [M]          int64 in [0, P): checked on the CPU; on CUDA others give NaN
 // amax_floor              2^-100 to 2^100
-// A row with a NaN or an infinity after its rotation is NaN throughout, its s 1. fp32 arithmetic, each
-// operation rounded by itself. No gradient.
+// A row with a NaN or an infinity after its rotation is NaN throughout, its s 1. fp32 arithmetic. No gradient.
 IndexQueries index_q(const at::Tensor& q, const at::Tensor& weights, const at::Tensor& cos_sin,
                      const at::Tensor& positions, const IndexKeyType& type,
                      double amax_floor = kDefaultAmaxFloor);

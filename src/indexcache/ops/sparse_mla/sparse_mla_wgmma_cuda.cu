@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "indexcache/kernels/cuda_launch.cuh"
+#include "indexcache/kernels/register_share.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_output.cuh"
 
@@ -310,15 +311,6 @@ __device__ inline void prepare(Shared& shared) {
   }
   if (threadIdx.x < 2 * 4 * 2) (&shared.masks[0][0][0])[threadIdx.x] = 0;
   __syncthreads();
-}
-
-template <int kRegisters>
-__device__ inline void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 constexpr int kAttendRegisters = 208, kGatherRegisters = 88;
