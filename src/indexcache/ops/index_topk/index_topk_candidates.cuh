@@ -19,21 +19,11 @@ struct GroupCandidates {
   RingPlace<L::kStages>& place;  // of the next tile
   GroupScores<L> scores{p, item, shared};
 
-  __device__ __forceinline__ StagedScore* staged() const { return shared.staged[threadIdx.x / 32]; }
-
-  // A warp: notes what reaches the thresholds' scores, at staged()[count] and on.
-  __device__ __forceinline__ void stage_score(bool wanted, float score,
-                                              std::uint32_t query_and_place, int& count) const {
-    const unsigned takers = __ballot_sync(kAllLanes, wanted);
-    if (takers == 0) return;
-    if (wanted) staged()[count + __popc(takers & lanes_before())] = {score, query_and_place};
-    count += __popc(takers);
+  // This lane's staged scores: every 32nd of the warp's.
+  __device__ __forceinline__ std::uint32_t staged() const {
+    return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
-  static __device__ __forceinline__ unsigned lanes_before() {
-    unsigned mask;
-    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(mask));
-    return mask;
-  }
+  static constexpr int kStagedStride = 32 * sizeof(StagedScore);
 
   // A warp: the next place in the query's list, for the lanes that want one.
   __device__ __forceinline__ int take_slot(int query, bool wanted) const {
@@ -53,42 +43,48 @@ struct GroupCandidates {
     return slot;
   }
 
-  // A warp: what it staged and what reaches the thresholds goes to the lists. `first` is the place
-  // in the walk where places count from.
-  __device__ __forceinline__ void append_staged(int first, int& count) const {
-    GroupState& state = shared.state;
-    const KeyWalk& walk = shared.walk;
-    __syncwarp();
-    const int lane = threadIdx.x % 32;
-    for (int i = lane; i < (count + 31) / 32 * 32; i += 32) {
-      const StagedScore s = i < count ? staged()[i] : StagedScore{};
+  // A warp: what its lanes staged, up to `end`, and what reaches the thresholds goes to the lists.
+  // `first` is the place in the walk where places count from.
+  __device__ __forceinline__ void append_staged(int first, std::uint32_t end) const {
+    const GroupState& state = shared.state;
+    const KeyWalk walk = shared.walk;
+    const bool sampling = walk.stratum != 0;
+    for (std::uint32_t from = staged(); __any_sync(kAllLanes, from < end); from += kStagedStride) {
+      StagedScore s{};
+      if (from < end) s = load_staged(from);
       const int query = s.query_and_place >> 16;
       const int at = first + static_cast<int>(s.query_and_place & 0xFFFF);
+      const bool present = from < end && at < walk.count;
       const int index = walk.key(at);
-      const bool inside =
-          i < count && at < walk.count && index >= state.start[query] && index < state.end[query];
+      const bool inside = present && index >= state.start[query] && index < state.end[query];
       const RankedKey key = ranked_key(s.score, index);
+      RankedKey* list = lists + query * kCandidateCapacity;
       if (inside && p.scores != nullptr) {
         p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = s.score;
       }
-      if (shared.sampling) {  // a place for every key
-        if (i < count && at < walk.count) {
-          lists[query * kCandidateCapacity + at] = inside ? key : RankedKey{0};
-        }
-        continue;
+      if (sampling) {  // a place for every key
+        if (present) list[at] = inside ? key : RankedKey{0};
+      } else {
+        const bool wanted = inside && key >= state.threshold[query];
+        const int slot = take_slot(query, wanted);
+        if (wanted) list[slot] = key;
       }
-      const bool wanted = inside && key >= state.threshold[query];
-      const int slot = take_slot(query, wanted);
-      if (wanted) lists[query * kCandidateCapacity + slot] = key;
     }
-    __syncwarp();
-    count = 0;
+  }
+  static __device__ __forceinline__ StagedScore load_staged(std::uint32_t from) {
+    StagedScore s;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=f"(s.score), "=r"(s.query_and_place)
+                 : "r"(from)
+                 : "memory");
+    return s;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       floor[i] = threshold_score(shared.state.threshold[L::column_query(threadIdx.x % 4, i)]);
+      if (p.scores != nullptr) floor[i] = __uint_as_float(0x7FFFFFFFu);  // all are to be seen
     }
   }
 
@@ -122,20 +118,22 @@ struct GroupCandidates {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
-  // A warp: the scores of its rows of a tile from their heads' sums. place is where the tile is since
-  // the last look.
-  __device__ __forceinline__ void stage_tile(const float (&sums)[kRowBlocks][2][kOwn][kSums],
-                                             const float (&scale)[kRowBlocks][2],
-                                             const float (&floor)[kOwn], std::uint32_t place,
-                                             int& count) const {
+  // A lane: stages the scores of its rows of a tile that reach the thresholds' scores. place is where
+  // the tile is since the last look, end that of what is staged.
+  static __device__ __forceinline__ void stage_tile(const float (&sums)[kRowBlocks][2][kOwn][kSums],
+                                                    const float (&scale)[kRowBlocks][2],
+                                                    const float (&floor)[kOwn], std::uint32_t place,
+                                                    std::uint32_t& end) {
 #pragma unroll
     for (int i = 0; i < 2 * kRowBlocks; ++i) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const float score = GroupScores<L>::total(sums[i / 2][i % 2][own]) * scale[i / 2][i % 2];
-        const bool wanted =
-            GroupScores<L>::offers(i % 2) && (p.scores != nullptr || !(score < floor[own]));
-        stage_score(wanted, score, place + (own << 16) + i / 2 * kBlockRows + i % 2 * 8, count);
+        if (!GroupScores<L>::offers(i % 2) || score < floor[own]) continue;
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
+                     "r"(place + (own << 16) + i / 2 * kBlockRows + i % 2 * 8)
+                     : "memory");
+        end += kStagedStride;
       }
     }
   }
@@ -151,7 +149,10 @@ struct GroupCandidates {
     const std::uint32_t first_place = L::column_query(threadIdx.x % 4, 0) << 16 | row;
     const float* scales = shared.scales[0] + row;
     const bool arrives = threadIdx.x % 32 == 0;
-    int look_first = tile * L::kTileKeys, stop = min(tile + L::kTilesPerLook, tiles), count = 0;
+    int look_first = tile * L::kTileKeys, stop = min(tile + L::kTilesPerLook, tiles);
+    const std::uint32_t empty = staged();
+    const std::uint32_t room_ends = empty + (L::kStaged - L::kMostStaged) * kStagedStride;
+    std::uint32_t end = empty;
     std::uint32_t where = first_place;
     const int warpgroup = __shfl_sync(kAllLanes, threadIdx.x / kWarpgroup, 0);
     const auto pass_turn = [&](bool now) {
@@ -160,7 +161,7 @@ struct GroupCandidates {
     pass_turn(kTurns != Turns::kNone && warpgroup == 1);
     for (;;) {
 #pragma unroll 1
-      for (; tile < stop && count <= L::kStaged - L::kMostStaged; ++tile) {
+      for (; tile < stop && !__any_sync(kAllLanes, end > room_ends); ++tile) {
         float d[kUnits][L::kColumns / 2];
         const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
         wait_for_tile(place);
@@ -174,7 +175,7 @@ struct GroupCandidates {
 #pragma unroll
         for (int i = 0; i < 2 * kRowBlocks; ++i) {
           const float* at = scales + place.stage * L::kTileKeys + i / 2 * kBlockRows + i % 2 * 8;
-          scale[i / 2][i % 2] = scores.has_scales() ? *at : 1.0f;
+          scale[i / 2][i % 2] = L::Format::kHasScale ? *at : 1.0f;
         }
         float sums[kRowBlocks][2][kOwn][kSums] = {};
 #pragma unroll
@@ -191,11 +192,12 @@ struct GroupCandidates {
           if (unit + 1 == kUnits && arrives) mbarrier_arrive(&shared.empty[place.stage]);
           scores.reduce(unit % L::kBanks, d[unit], weights, sums[unit / L::kBanks]);
         }
-        stage_tile(sums, scale, floor, where, count);
+        stage_tile(sums, scale, floor, where, end);
         place = place.next();
         where += L::kTileKeys;
       }
-      append_staged(look_first, count);
+      append_staged(look_first, end);
+      end = empty;
       if (tile < stop) continue;
       if (some_list_is_full() || tile == tiles) break;
       look_first = tile * L::kTileKeys;
@@ -211,9 +213,9 @@ struct GroupCandidates {
     if (walk.count == 0) return;
     if (threadIdx.x == 0) {
       shared.walk = walk;
-      shared.sampling = walk.stratum != 0;
       shared.item = item;
     }
+    fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }
 

@@ -142,9 +142,9 @@ struct GroupSelection {
     if constexpr (L::kPaged) {
       constexpr int kPages = 32, kPageBytes = kPageScales + 4 * kPageKeys;
       const int request = p.tokens_per_request > 0 ? item.group : 0;
-      const int key = piece.first + static_cast<int>(threadIdx.x) * kPageKeys;
-      if (threadIdx.x < kPages && key < piece.first + piece.count) {
-        prefetch_l2(KeySource<L>{p, request}.page_of(key), kPageBytes);
+      const int block = static_cast<int>(threadIdx.x), key = piece.first + block * kPageKeys;
+      if (block < kPages && key < piece.first + piece.count) {
+        prefetch_l2(page_of_key(p, request, key), kPageBytes);
       }
     }
   }
@@ -270,14 +270,15 @@ struct GroupSelection {
 
 // The fetchers: the keys of one walk after the other.
 template <class L>
-__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, GroupShared<L>& shared) {
+__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const KeyMaps& maps,
+                                            GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   for (;;) {
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
     const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
-    KeyFetcher<L>{{p, request}, shared}.fetch(walk, place);
+    KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
   }
 }
 
@@ -306,12 +307,12 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
 template <class L>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_groups(const __grid_constant__ IndexTopkCudaParams p,
-                const __grid_constant__ IndexTopkPlan plan) {
+                const __grid_constant__ IndexTopkPlan plan, const __grid_constant__ KeyMaps maps) {
   extern __shared__ __align__(1024) std::uint8_t memory[];
   auto& shared = *reinterpret_cast<GroupShared<L>*>(memory);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < L::kStages; ++stage) {
-      mbarrier_init(&shared.full[stage], kFetchers);
+      mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
     }
     mbarrier_init_fence();
@@ -319,7 +320,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x >= kScorers) {
     give_registers<kFetcherRegisters>();
-    fetch_walks(p, shared);
+    fetch_walks(p, maps, shared);
   } else {
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
@@ -329,6 +330,30 @@ __global__ void __launch_bounds__(kThreads, 1)
 void check(cudaError_t result, const char* what) {
   if (result == cudaSuccess) return;
   index_topk_refused(what, cudaGetErrorString(result));
+}
+
+// The keys as tensors. Where there are pages their number is not known; none beyond the table's is
+// asked for.
+template <class L>
+KeyMaps describe_keys(const IndexTopkCudaParams& p) {
+  constexpr std::uint64_t kManyPages = std::uint64_t{1} << 31;
+  KeyMaps maps{};
+  if (p.num_keys == 0) return maps;
+  const auto keys = static_cast<std::uint64_t>(p.num_keys);
+  const auto stride = static_cast<std::uint64_t>(L::kPaged ? L::kRow : p.key_stride);
+  const std::uint64_t plane = L::kPaged ? p.page_stride : keys * stride;
+  const std::uint64_t rows = L::kPaged ? kPageKeys : keys, planes = L::kPaged ? kManyPages : 1;
+  check(describe_tensor({p.keys, L::kRow, rows, planes, stride, plane, 128, kBlockRows},
+                        TensorElement::kByte, true, maps.rows),
+        "keys as a tensor");
+  if (!L::Format::kHasScale) return maps;
+  const void* scales = L::kPaged ? static_cast<const std::uint8_t*>(p.keys) + kPageScales
+                                 : static_cast<const void*>(p.key_scale);
+  const std::uint64_t bytes = (rows * 4 + 15) / 16 * 16;
+  check(describe_tensor({scales, rows, 1, planes, bytes, L::kPaged ? plane : bytes, kBlockRows, 1},
+                        TensorElement::kFloat, false, maps.scales),
+        "scales as a tensor");
+  return maps;
 }
 
 template <class L>
@@ -342,7 +367,7 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
     auto* counters = static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes + plan.merge_bytes;
     check(cudaMemsetAsync(counters, 0, plan.counter_bytes, stream), "counters");
   }
-  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan);
+  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan, describe_keys<L>(p));
   check(cudaGetLastError(), "launch");
 }
 

@@ -14,7 +14,8 @@ using namespace device;
 // Two warpgroups compute, a third fetches keys.
 constexpr int kWarpgroup = 128;
 constexpr int kScorers = 2 * kWarpgroup, kWarps = kScorers / 32;
-constexpr int kFetchers = kWarpgroup, kThreads = kScorers + kFetchers;
+constexpr int kFetchers = kWarpgroup, kFetchWarps = kFetchers / 32;
+constexpr int kThreads = kScorers + kFetchers;
 // A launch has 3 x 168 registers for three threads: 2 x 232 + 40.
 constexpr int kScorerRegisters = 232, kFetcherRegisters = 40;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
@@ -34,7 +35,7 @@ static_assert(kMostSampled <= kCandidateCapacity);
 
 struct E4m3 {
   static constexpr int kRowBytes = 128;
-  static constexpr bool kHasInfinity = false;
+  static constexpr bool kHasInfinity = false, kHasScale = true;
   template <int n>
   static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
                                                   bool accumulate) {
@@ -44,7 +45,7 @@ struct E4m3 {
 
 struct Bf16 {
   static constexpr int kRowBytes = 256;
-  static constexpr bool kHasInfinity = true;
+  static constexpr bool kHasInfinity = true, kHasScale = false;
   template <int n>
   static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
                                                   bool accumulate) {
@@ -103,9 +104,9 @@ struct Layout {
   static constexpr int kWeights = kBanks * kColumns / 4;     // of a thread
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
-  static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
-  static constexpr int kMostStaged = 32 * 2 * kOwn * kRowBlocks;  // by a warp, of a tile
-  static constexpr int kStaged = 2 * kMostStaged;
+  static constexpr int kKeyBytes = kTileKeys * kRow;         // of a stage
+  static constexpr int kMostStaged = 2 * kOwn * kRowBlocks;  // by a lane, of a tile
+  static constexpr int kStaged = kMostStaged + 8;
 
   // Column 2 c + e of eight columns j belongs to this query and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
@@ -146,11 +147,10 @@ template <class L>
 struct GroupShared {
   alignas(1024) std::uint8_t queries[L::kQueryBytes];
   std::uint8_t keys[L::kStages][L::kKeyBytes];  // row blocks; of each, 128 bytes of K after 128
-  float scales[L::kStages][L::kTileKeys];
-  StagedScore staged[kWarps][L::kStaged];
+  alignas(128) float scales[L::kStages][L::kTileKeys];
+  StagedScore staged[kWarps][L::kStaged][32];
   std::uint64_t full[L::kStages], empty[L::kStages];
   KeyWalk walk;  // what the fetchers are to fetch; count < 0: no more
-  bool sampling;
   Item item;
   GroupState state;
   SelectScratch select[kWarps];
@@ -168,6 +168,10 @@ struct RingPlace {
   int stage = 0, parity = 0;
   __device__ __forceinline__ RingPlace next() const {
     return stage + 1 == stages ? RingPlace{0, parity ^ 1} : RingPlace{stage + 1, parity};
+  }
+  __device__ __forceinline__ RingPlace after(int tiles) const {
+    const int at = stage + tiles;
+    return {at % stages, parity ^ (at / stages & 1)};
   }
 };
 

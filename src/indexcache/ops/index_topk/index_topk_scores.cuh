@@ -65,8 +65,6 @@ struct GroupScores {
     }
   }
 
-  __device__ __forceinline__ bool has_scales() const { return L::kPaged || p.key_scale != nullptr; }
-
   // Row g of the row block of a unit is this row of the tile.
   static __device__ __forceinline__ int first_row(int row_block) {
     const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x % kWarpgroup / 32;
