@@ -33,10 +33,17 @@ namespace {
 
 using namespace index_topk_device;
 
-// Where the pieces of a query meet: [M][pieces * k] keys, their number, and how many pieces of a
-// group are in.
+// What a piece kept to itself: its list's size, and the least key it published where it has more.
+struct PieceRest {
+  RankedKey bound;  // kEveryKey: published all
+  int size;
+};
+
+// Where the pieces of a query meet: [M][pieces * k] keys, their number, [M][pieces] rests, and how
+// many pieces of a group are in.
 struct MergeLists {
   RankedKey* keys;
+  PieceRest* rests;
   int* counts;
   unsigned* arrived;
   int pieces;
@@ -66,43 +73,40 @@ struct GroupSelection {
     return size > taken ? select_threshold(team, list, size, taken, scratch) : kEveryKey;
   }
 
-  // Writes the rows of all queries that are not written, a warp each. Lists are in the order of the
-  // scan from `origin` on, but for places between two looks.
-  __device__ __forceinline__ void finish(int origin) const {
-    constexpr int kWords = GroupShared<L>::kRoom / kWarps, kBits = 1024, kMostTaken = 2048;
-    static_assert(kWords >= kMostTaken + kBits + 32 && 32 * kBits % kKeysPerLook == 0);
-    const int warp = threadIdx.x / 32;
-    if (warp >= item.queries || state.written[warp]) return;
-    const RankedKey* list = lists + warp * kCandidateCapacity;
-    const int size = state.count[warp], wanted = min(p.top_k, candidates.range(warp));
-    std::uint32_t* room = shared.room() + warp * kWords;
-    RankedKey threshold = kEveryKey;
-    if (size > wanted) {
-      threshold = select_threshold_by_rank(list, size, wanted, room, kWords, shared.select[warp]);
-    }
-    int* indices = reinterpret_cast<int*>(room);
-    const int taken = take_indices(list, size, threshold, indices);
-    std::int32_t* out = p.out + std::int64_t{item.first_query + warp} * p.top_k;
-    write_nearly_ascending<kBits>(indices, taken, origin, state.start[warp], out,
-                                  room + kMostTaken);
-    for (int i = taken + threadIdx.x % 32; i < p.top_k; i += 32) out[i] = -1;
-  }
-
-  // The scorers: writes a query's row from the merged list.
-  __device__ __forceinline__ void write_merged(int query, const RankedKey* list, int size) const {
-    constexpr int kListKeys = GroupShared<L>::kRoom * 3 / 8, kBits = GroupShared<L>::kRoom / 4;
-    const BlockTeam<kScorers> team;
+  // The scorers: a list to where selections are quick, if it fits there.
+  __device__ __forceinline__ const RankedKey* brought_near(const RankedKey* list, int size) const {
+    if (size > kNearKeys) return list;
     auto* room = reinterpret_cast<RankedKey*>(shared.room());
-    if (size <= kListKeys) {
-      copy_keys(team, list, size, room);
-      list = room;
-    }
+    copy_keys(BlockTeam<kScorers>{}, list, size, room);
+    return room;
+  }
+  static constexpr int kNearKeys = GroupShared<L>::kRoom * 3 / 8;
+
+  // The scorers: writes a query's row, those of the list that reach the threshold.
+  __device__ __forceinline__ void write_reaching(int query, const RankedKey* list, int size,
+                                                 RankedKey threshold) const {
+    constexpr int kBits = GroupShared<L>::kRoom / 4;
     const int wanted = min(p.top_k, candidates.range(query));
-    const RankedKey threshold = reached_by(team, list, size, wanted, shared.select[0]);
     std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
     write_ascending<kScorers>(list, size, threshold, state.start[query], candidates.range(query),
-                              out, shared.room() + 2 * kListKeys, kBits, shared.select[0]);
-    for (int i = wanted + team.rank; i < p.top_k; i += kScorers) out[i] = -1;
+                              out, shared.room() + 2 * kNearKeys, kBits, shared.select[0]);
+    for (int i = wanted + threadIdx.x; i < p.top_k; i += kScorers) out[i] = -1;
+  }
+  __device__ __forceinline__ void write_merged(int query, const RankedKey* list, int size) const {
+    list = brought_near(list, size);
+    const int wanted = min(p.top_k, candidates.range(query));
+    const RankedKey threshold =
+        reached_by(BlockTeam<kScorers>{}, list, size, wanted, shared.select[0]);
+    write_reaching(query, list, size, threshold);
+  }
+
+  // The scorers: writes the rows of all queries that are not written.
+  __device__ __forceinline__ void finish() const {
+    for (int query = 0; query < item.queries; ++query) {
+      if (state.written[query]) continue;
+      write_merged(query, lists + query * kCandidateCapacity, state.count[query]);
+      sync();
+    }
   }
 
   // Reads the ranges; the keys that hold them all.
@@ -129,12 +133,14 @@ struct GroupSelection {
     return last > first ? KeyWalk{first, last - first} : KeyWalk{};
   }
 
-  // This item's piece of the keys.
+  // This item's piece of the keys: every pieces-th block of 64, so that no piece has all of a stretch
+  // with high scores.
   __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
-    const int tiles = (keys.count + L::kTileKeys - 1) / L::kTileKeys;
-    const int length = (tiles + merge.pieces - 1) / merge.pieces * L::kTileKeys;
-    const int first = min(item.piece * length, keys.count);
-    return {keys.first + first, min(length, keys.count - first)};
+    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
+    const int own = (blocks - item.piece + merge.pieces - 1) / merge.pieces;
+    const bool has_last = own > 0 && item.piece + (own - 1) * merge.pieces == blocks - 1;
+    const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
+    return {keys.first + item.piece * kBlockRows, max(count, 0), (merge.pieces - 1) * kBlockRows};
   }
 
   // Asks for the first pages of a piece, so that they come while the sample is scored.
@@ -142,9 +148,9 @@ struct GroupSelection {
     if constexpr (L::kPaged) {
       constexpr int kPages = 32, kPageBytes = kPageScales + 4 * kPageKeys;
       const int request = p.tokens_per_request > 0 ? item.group : 0;
-      const int block = static_cast<int>(threadIdx.x), key = piece.first + block * kPageKeys;
-      if (block < kPages && key < piece.first + piece.count) {
-        prefetch_l2(page_of_key(p, request, key), kPageBytes);
+      const int place = static_cast<int>(threadIdx.x) * kPageKeys;
+      if (threadIdx.x < kPages && place < piece.count) {
+        prefetch_l2(page_of_key(p, request, piece.key(place)), kPageBytes);
       }
     }
   }
@@ -160,6 +166,75 @@ struct GroupSelection {
       if (again) state.count[i] = 0;
     }
     return !any(again);
+  }
+
+  // Whether pieces are so short that a list takes all their keys: then no sample is needed.
+  __device__ __forceinline__ bool pieces_fit(const KeyWalk& keys) const {
+    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
+    return (blocks + merge.pieces - 1) / merge.pieces * kBlockRows <= kCandidateLimit;
+  }
+  // How many of its best keys such a piece publishes: the number among a query's best k is about
+  // mean, with deviation sqrt(mean) at most.
+  __device__ __forceinline__ int quota() const {
+    const float mean = static_cast<float>(p.top_k) / merge.pieces;
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
+  }
+
+  // The scorers: the best `quota` keys of the list of a whole piece to their places among the
+  // merged, filled up with keys below all others, and what is left.
+  __device__ __forceinline__ void publish_quota(int query) const {
+    const BlockTeam<kScorers> team;
+    const int size = state.count[query], most = quota();
+    const std::int64_t row = item.first_query + query;
+    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + item.piece * most;
+    if (team.rank == 0) state.slot = 0;
+    const RankedKey* list = brought_near(lists + query * kCandidateCapacity, size);
+    team.sync();
+    const RankedKey threshold = reached_by(team, list, size, most, shared.select[0]);
+    for (int i = team.rank; i < size; i += kScorers) {
+      if (list[i] >= threshold) to[atomicAdd(&state.slot, 1)] = list[i];
+    }
+    for (int i = min(size, most) + team.rank; i < most; i += kScorers) to[i] = kEveryKey;
+    if (team.rank == 0) {
+      merge.rests[row * merge.pieces + item.piece] = {size > most ? threshold : kEveryKey, size};
+    }
+    team.sync();
+  }
+
+  // The scorers of a group's last block: writes a query's row from the quotas. A piece whose quota all
+  // went into the result may have more: its best k then join the merged keys.
+  __device__ __forceinline__ void merge_quotas(int query) const {
+    const BlockTeam<kScorers> team;
+    const std::int64_t row = item.first_query + query;
+    RankedKey* merged = merge.keys + row * merge.pieces * p.top_k;
+    const PieceRest* rests = merge.rests + row * merge.pieces;
+    int size = merge.pieces * quota();
+    const int wanted = min(p.top_k, candidates.range(query));
+    const RankedKey* list = brought_near(merged, size);
+    RankedKey threshold = reached_by(team, list, size, wanted, shared.select[0]);
+    bool more = false;
+    for (int i = team.rank; i < merge.pieces; i += kScorers) more |= rests[i].bound > threshold;
+    if (any(more)) {
+      for (int piece = 0; piece < merge.pieces; ++piece) {
+        const PieceRest rest = rests[piece];
+        if (rest.bound <= threshold) continue;
+        // Pieces of a group are neighbouring blocks'.
+        const RankedKey* own =
+            lists + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
+        const RankedKey least =
+            max(threshold, reached_by(team, own, rest.size, p.top_k, shared.select[0]));
+        if (team.rank == 0) state.slot = size;
+        team.sync();
+        for (int i = team.rank; i < rest.size; i += kScorers) {
+          if (own[i] >= least && own[i] < rest.bound) merged[atomicAdd(&state.slot, 1)] = own[i];
+        }
+        team.sync();
+        size = state.slot;
+      }
+      list = merged;
+      threshold = reached_by(team, list, size, wanted, shared.select[0]);
+    }
+    write_reaching(query, list, size, threshold);
   }
 
   // The scorers: adds the best of the query's list, k at most, to the merged list.
@@ -191,8 +266,14 @@ struct GroupSelection {
 
   // After the piece was scanned. Whether this block, the last of its group, has to scan all keys;
   // state.last tells whether it is the last.
-  __device__ __forceinline__ bool merge_pieces() const {
-    for (int query = 0; query < item.queries; ++query) publish(query);
+  __device__ __forceinline__ bool merge_pieces(bool by_quota) const {
+    for (int query = 0; query < item.queries; ++query) {
+      if (by_quota) {
+        publish_quota(query);
+      } else {
+        publish(query);
+      }
+    }
     // The barriers carry what the fences of one thread order to and from the others.
     if (threadIdx.x == 0) {
       __threadfence();
@@ -202,6 +283,10 @@ struct GroupSelection {
     }
     sync();
     if (!state.last) return false;
+    if (by_quota) {
+      for (int query = 0; query < item.queries; ++query) merge_quotas(query);
+      return false;
+    }
     bool again = false;
     for (int query = 0; query < item.queries; ++query) {
       const std::int64_t row = item.first_query + query;
@@ -226,13 +311,18 @@ struct GroupSelection {
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     const bool split = merge.pieces > 1;
     const KeyWalk scanned = split ? piece_of(keys) : keys;
-    enum { kSample, kScan, kEvery } round = keys.count > kCandidateLimit ? kSample : kScan;
+    const bool by_quota = split && pieces_fit(keys);
+    enum {
+      kSample,
+      kScan,
+      kEvery
+    } round = keys.count > kCandidateLimit && !by_quota ? kSample : kScan;
     KeyWalk walk = scanned;
     if (round == kSample) {
       walk = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
     }
     candidates.begin(walk);
-    if (split) prefetch(scanned);
+    if (split && round == kSample) prefetch(scanned);
     candidates.scores.stage_queries();
     sync();
     for (;;) {
@@ -247,14 +337,14 @@ struct GroupSelection {
         round = kScan;
         continue;
       }
-      const bool again = split && round == kScan ? merge_pieces() : !settle();
-      if (split && !state.last) return;
+      const bool again = split && round == kScan ? merge_pieces(by_quota) : !settle();
+      if (split && (by_quota || !state.last)) return;
       if (!again) break;
       walk = keys;
       candidates.begin(walk);
       round = kEvery;
     }
-    finish(keys.first);
+    finish();
   }
 
   __device__ __forceinline__ void run() const {
@@ -262,7 +352,7 @@ struct GroupSelection {
     if (keys.count > 0) {
       select(keys);
     } else if (item.piece == 0) {
-      finish(0);
+      finish();
     }
     sync();  // the next item changes the state
   }
@@ -290,7 +380,9 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
   auto* lists = reinterpret_cast<RankedKey*>(workspace) +
                 std::int64_t{blockIdx.x} * L::kQueries * kCandidateCapacity;
   auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
-  const MergeLists merge{reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes), counters,
+  auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
+  const std::int64_t pieces = std::int64_t{p.num_queries} * plan.pieces;
+  const MergeLists merge{merged, reinterpret_cast<PieceRest*>(merged + pieces * p.top_k), counters,
                          reinterpret_cast<unsigned*>(counters + p.num_queries), plan.pieces};
   RingPlace<L::kStages> place;
   for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {

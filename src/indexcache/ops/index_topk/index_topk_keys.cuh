@@ -44,7 +44,7 @@ struct KeyFetcher {
   // The page of this lane among those of 32 blocks of a walk; past its end that of the last key.
   __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int block) const {
     if (!L::kPaged) return 0;
-    return page_index(p, request, walk.first + min(block * kBlockRows, walk.count - 1));
+    return page_index(p, request, walk.key(min(block * kBlockRows, walk.count - 1)));
   }
 
   // One warp: the tiles of a walk over all keys, as the ring has room for them.
@@ -61,7 +61,7 @@ struct KeyFetcher {
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
         const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        const int key = L::kPaged ? 0 : walk.first + (block + i) * kBlockRows;
+        const int key = L::kPaged ? 0 : walk.key((block + i) * kBlockRows);
         if (lane > 0) continue;
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {

@@ -53,14 +53,14 @@ struct Bf16 {
   }
 };
 
-// Which keys a scan visits: all of [first, first + count), or a sample of them, one from each of
-// `count` equal strata at a place drawn by a hash.
+// Which keys a scan visits: those of [first, ...) in blocks of 64 with `gap` keys between them, or a
+// sample of a range, one key from each of `count` equal strata at a place drawn by a hash.
 struct KeyWalk {
-  int first = 0, count = 0;
-  unsigned stratum = 0;         // 0: all keys
+  int first = 0, count = 0, gap = 0;
+  unsigned stratum = 0;         // 0: no sample
   unsigned long long step = 0;  // 32.32 fixed point
   __device__ __forceinline__ int key(int i) const {
-    if (stratum == 0) return first + i;
+    if (stratum == 0) return first + i + i / kBlockRows * gap;
     unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
     hash = (hash ^ hash >> 15) * 0x85EBCA77u;
     hash ^= hash >> 13;
@@ -70,7 +70,7 @@ struct KeyWalk {
 
 __device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int most) {
   const int range = keys.count, count = min(range / kSampleShare, most);
-  return {keys.first, count, static_cast<unsigned>(range / count),
+  return {keys.first, count, 0, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
 

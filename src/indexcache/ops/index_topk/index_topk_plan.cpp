@@ -71,7 +71,7 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   plan.blocks = std::min(plan.groups * plan.pieces, processors);
   plan.lists_bytes = std::int64_t{plan.blocks} * plan.columns_per_group * kCandidateCapacity * 8;
   if (plan.pieces > 1) {
-    plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * p.top_k * 8;
+    plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * (p.top_k * 8 + 16);
     plan.counter_bytes = aligned(std::int64_t{4} * (p.num_queries + plan.groups));
   }
   plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes + plan.counter_bytes;
