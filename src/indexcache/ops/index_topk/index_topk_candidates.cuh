@@ -8,9 +8,7 @@ namespace indexcache::index_topk_device {
 
 template <class L>
 struct GroupCandidates {
-  static constexpr int kQueries = L::kQueries, kOwn = L::kOwn, kSums = L::kSums;
-  static constexpr bool kFewQueries = kQueries <= 2;  // thresholds then leave the keys' room alone
-  static constexpr int kUnits = L::kUnits, kRowBlocks = L::kRowBlocks;
+  static constexpr int kQueries = L::kGroupQueries, kOwn = L::kOwn, kSums = L::kSums;
 
   const IndexTopkCudaParams& p;
   Item item;
@@ -19,26 +17,23 @@ struct GroupCandidates {
   RingPlace<L::kStages>& place;  // of the next tile
   GroupScores<L> scores{p, item, shared};
 
-  // This lane's staged scores: every 32nd of the warp's.
+  // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
+  static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
+  static constexpr std::uint32_t kStagedRoom = L::kStaged * kStagedStride - kStagedStride;
   __device__ __forceinline__ std::uint32_t staged() const {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
-  static constexpr int kStagedStride = 32 * sizeof(StagedScore);
 
   // A warp: the next place in the query's list, for the lanes that want one.
   __device__ __forceinline__ int take_slot(int query, bool wanted) const {
     int* counts = shared.state.count;
-    if constexpr (!kFewQueries) return wanted ? atomicAdd(&counts[query], 1) : 0;
+    if constexpr (kQueries > 2) return wanted ? atomicAdd(&counts[query], 1) : 0;
     // Few counters, where lanes would wait for each other: one addition a warp.
     int slot = 0;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
-      const unsigned takers = __ballot_sync(kAllLanes, wanted && query == i);
-      if (takers == 0) continue;
-      int from = 0;
-      if (threadIdx.x % 32 == 0) from = atomicAdd(&counts[i], __popc(takers));
-      from = __shfl_sync(kAllLanes, from, 0);
-      if (query == i) slot = from + __popc(takers & ((1u << threadIdx.x % 32) - 1));
+      const int place = take_place(&counts[i], wanted && query == i);
+      if (query == i) slot = place;
     }
     return slot;
   }
@@ -49,7 +44,8 @@ struct GroupCandidates {
     const GroupState& state = shared.state;
     const KeyWalk walk = shared.walk;
     const bool sampling = walk.stratum != 0;
-    for (std::uint32_t from = staged(); __any_sync(kAllLanes, from < end); from += kStagedStride) {
+    for (std::uint32_t from = end & ~kStagedRoom; __any_sync(kAllLanes, from < end);
+         from += kStagedStride) {
       StagedScore s{};
       if (from < end) s = load_staged(from);
       const int query = s.query_and_place >> 16;
@@ -83,7 +79,7 @@ struct GroupCandidates {
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      floor[i] = threshold_score(shared.state.threshold[L::column_query(threadIdx.x % 4, i)]);
+      floor[i] = threshold_score(shared.state.threshold[GroupScores<L>::own_query(i)]);
       if (p.scores != nullptr) floor[i] = __uint_as_float(0x7FFFFFFFu);  // all are to be seen
     }
   }
@@ -92,46 +88,47 @@ struct GroupCandidates {
   __device__ __forceinline__ bool some_list_is_full() const {
     const int i = threadIdx.x;
     return barrier_any(
-        0, kScorers,
+        kScorersBarrier, kScorers,
         i < kQueries && shared.state.count[i] > kCandidateLimit && !shared.state.settled[i]);
   }
 
-  // The scorers: cuts those lists to the best k, whose least becomes the threshold.
+  // The scorers: cuts those lists to the best k, whose least becomes the threshold. There is no room
+  // to do it in: keys are on their way.
   __device__ void cut_lists() const {
     GroupState& state = shared.state;
-    const int warp = threadIdx.x / 32;
-    if (warp < kQueries && state.count[warp] > kCandidateLimit && !state.settled[warp]) {
-      RankedKey* list = lists + warp * kCandidateCapacity;
-      const int size = state.count[warp];
-      const RankedKey threshold =
-          select_threshold(WarpTeam{}, list, size, p.top_k, shared.select[warp]);
-      const int kept = compact(list, size, threshold);
-      if (threadIdx.x % 32 == 0) {
-        state.count[warp] = kept;
-        state.threshold[warp] = threshold;
+    const QueryTeam<L> team;
+    const int query = team.query, size = state.count[query];
+    if (size > kCandidateLimit && !state.settled[query]) {
+      RankedKey* list = lists + query * kCandidateCapacity;
+      SelectScratch& scratch = shared.select[query];
+      const RankedKey threshold = select_threshold(team, list, size, p.top_k, nullptr, 0, scratch);
+      const int kept = compact(team, list, size, threshold, scratch);
+      if (team.rank == 0) {
+        state.count[query] = kept;
+        state.threshold[query] = threshold;
       }
     }
-    BlockTeam<kScorers>{}.sync();
+    barrier_sync(kScorersBarrier, kScorers);
   }
 
   __device__ __forceinline__ void wait_for_tile(const RingPlace<L::kStages>& at) const {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
-  // A lane: stages the scores of its rows of a tile that reach the thresholds' scores. place is where
-  // the tile is since the last look, end that of what is staged.
-  static __device__ __forceinline__ void stage_tile(const float (&sums)[kRowBlocks][2][kOwn][kSums],
-                                                    const float (&scale)[kRowBlocks][2],
+  // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
+  // where the first is since the last look, end that of what is staged.
+  static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
+                                                    const float (&scale)[2],
                                                     const float (&floor)[kOwn], std::uint32_t place,
                                                     std::uint32_t& end) {
 #pragma unroll
-    for (int i = 0; i < 2 * kRowBlocks; ++i) {
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const float score = GroupScores<L>::total(sums[i / 2][i % 2][own]) * scale[i / 2][i % 2];
-        if (!GroupScores<L>::offers(i % 2) || score < floor[own]) continue;
+        const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
+        if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
-                     "r"(place + (own << 16) + i / 2 * kBlockRows + i % 2 * 8)
+                     "r"(place + (own << 16) + r * 8)
                      : "memory");
         end += kStagedStride;
       }
@@ -139,73 +136,51 @@ struct GroupCandidates {
   }
 
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. The two warpgroups go their own ways between looks.
+  // is full. Returns the next tile. The warpgroups go their own ways between looks.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float weights[L::kWeights], floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
-    const int row = GroupScores<L>::first_row(0);
-    const std::uint32_t first_place = L::column_query(threadIdx.x % 4, 0) << 16 | row;
+    const int row = GroupScores<L>::first_row();
+    const std::uint32_t first_place = GroupScores<L>::own_query(0) << 16 | row;
     const float* scales = shared.scales[0] + row;
-    const bool arrives = threadIdx.x % 32 == 0;
-    int look_first = tile * L::kTileKeys, stop = min(tile + L::kTilesPerLook, tiles);
-    const std::uint32_t empty = staged();
-    const std::uint32_t room_ends = empty + (L::kStaged - L::kMostStaged) * kStagedStride;
-    std::uint32_t end = empty;
-    std::uint32_t where = first_place;
-    const int warpgroup = __shfl_sync(kAllLanes, threadIdx.x / kWarpgroup, 0);
-    const auto pass_turn = [&](bool now) {
-      if (now) barrier_arrive(kTurnBarrier + 1 - warpgroup, kScorers);
-    };
-    pass_turn(kTurns != Turns::kNone && warpgroup == 1);
+    std::uint32_t end = staged();
     for (;;) {
+      const int look_first = tile * L::kTileKeys;
+      const int look = min(L::kTilesPerLook, tiles - tile) * L::kTileKeys;
+      std::uint32_t where = first_place;
+      do {
 #pragma unroll 1
-      for (; tile < stop && !__any_sync(kAllLanes, end > room_ends); ++tile) {
-        float d[kUnits][L::kColumns / 2];
-        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
-        wait_for_tile(place);
-        if (kTurns != Turns::kNone) barrier_sync(kTurnBarrier + warpgroup, kScorers);
-#pragma unroll
-        for (int unit = 0; unit < kUnits; ++unit) {
-          GroupScores<L>::multiply(unit, __shfl_sync(kAllLanes, a, 0), queries, d[unit]);
-        }
-        pass_turn(kTurns == Turns::kStarted);
-        float scale[kRowBlocks][2];
-#pragma unroll
-        for (int i = 0; i < 2 * kRowBlocks; ++i) {
-          const float* at = scales + place.stage * L::kTileKeys + i / 2 * kBlockRows + i % 2 * 8;
-          scale[i / 2][i % 2] = L::Format::kHasScale ? *at : 1.0f;
-        }
-        float sums[kRowBlocks][2][kOwn][kSums] = {};
-#pragma unroll
-        for (int unit = 0; unit < kUnits; ++unit) {
-          if (unit + 1 < kUnits) {
-            wgmma_wait<1>();
-          } else {
-            wgmma_wait<0>();
+        while (where < first_place + look && !__any_sync(kAllLanes, is_nearly_full(end))) {
+          float d[L::kColumns / 2];
+          const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
+          wait_for_tile(place);
+          GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
+          float sums[2][kOwn][kSums] = {};
+          wgmma_wait<0>();
+          wgmma_pin(d);
+          scores.reduce(d, weights, sums);
+          float scale[2] = {1, 1};
+          if (L::Format::kHasScale) {
+            scale[0] = scales[place.stage * L::kTileKeys];
+            scale[1] = scales[place.stage * L::kTileKeys + 8];
           }
-          pass_turn(kTurns == Turns::kFirstFinished && unit == 0);
-          pass_turn(kTurns == Turns::kFinished && unit + 1 == kUnits);
-          wgmma_pin(d[unit]);
           __syncwarp();
-          if (unit + 1 == kUnits && arrives) mbarrier_arrive(&shared.empty[place.stage]);
-          scores.reduce(unit % L::kBanks, d[unit], weights, sums[unit / L::kBanks]);
+          if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
+          stage_rows(sums, scale, floor, where, end);
+          place = place.next();
+          where += L::kTileKeys;
         }
-        stage_tile(sums, scale, floor, where, end);
-        place = place.next();
-        where += L::kTileKeys;
-      }
-      append_staged(look_first, end);
-      end = empty;
-      if (tile < stop) continue;
-      if (some_list_is_full() || tile == tiles) break;
-      look_first = tile * L::kTileKeys;
-      stop = min(tile + L::kTilesPerLook, tiles);
-      where = first_place;
+        append_staged(look_first, end);
+        end &= ~kStagedRoom;
+      } while (where < first_place + look);
+      tile += L::kTilesPerLook;
+      if (some_list_is_full() || tile >= tiles) return min(tile, tiles);
     }
-    if (kTurns != Turns::kNone && warpgroup == 0) barrier_sync(kTurnBarrier, kScorers);
-    return tile;
+  }
+  static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
+    return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
@@ -240,36 +215,16 @@ struct GroupCandidates {
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
-  __device__ __forceinline__ void choose_thresholds(int sampled, int keys) const {
-    GroupState& state = shared.state;
-    const int warp = threadIdx.x / 32;
-    if (kFewQueries) {  // all scorers for each: sooner done
-      const BlockTeam<kScorers> team;
-      constexpr int kRoom = sizeof(shared.staged) / sizeof(RankedKey);
-      for (int query = 0; query < item.queries; ++query) {
-        const int rank = rank_in_sample(query, sampled, keys);
-        if (rank == 0) continue;
-        const RankedKey* list = lists + query * kCandidateCapacity;
-        if (sampled <= kRoom) {
-          auto* room = reinterpret_cast<RankedKey*>(shared.staged);
-          copy_keys(team, list, sampled, room);
-          list = room;
-        }
-        const RankedKey threshold = select_threshold(team, list, sampled, rank, shared.select[0]);
-        if (team.rank == 0) state.threshold[query] = threshold;
-        team.sync();
-      }
-    } else if (warp < item.queries) {
-      const int rank = rank_in_sample(warp, sampled, keys);
-      if (rank > 0) {
-        constexpr int kWords = GroupShared<L>::kKeyRoom / kWarps;
-        const RankedKey threshold = select_threshold_by_rank(
-            lists + warp * kCandidateCapacity, sampled, rank, shared.key_room() + warp * kWords,
-            kWords, shared.select[warp]);
-        if (threadIdx.x % 32 == 0) state.threshold[warp] = threshold;
-      }
+  __device__ __forceinline__ void choose_thresholds(int sampled, int keys, Room room) const {
+    const QueryTeam<L> team;
+    const int query = team.query, rank = rank_in_sample(query, sampled, keys);
+    if (rank > 0) {
+      const RankedKey threshold =
+          select_threshold(team, lists + query * kCandidateCapacity, sampled, rank, room.words,
+                           room.count, shared.select[query]);
+      if (team.rank == 0) shared.state.threshold[query] = threshold;
     }
-    BlockTeam<kScorers>{}.sync();
+    barrier_sync(kScorersBarrier, kScorers);
   }
 };
 

@@ -1,7 +1,7 @@
 // index_topk on Hopper: scores on the tensor cores, candidates kept as they come, selection exact.
 //
 // A block owns a group of 8 (or 4) neighbouring queries and walks the keys of their ranges in tiles.
-// Two warpgroups score, 64 or 128 keys of a tile each; a third fetches tiles into a ring in shared
+// Four warpgroups score, 64 keys of a tile each with all or half of the queries; a fifth fetches tiles into a ring in shared
 // memory. Keys are the rows of the matrix product, (head, query) pairs its columns, laid out so that
 // a thread holds all heads of its own queries: relu, weights and the sum over heads stay in the
 // thread's registers, with nothing exchanged between lanes.
@@ -52,7 +52,7 @@ struct MergeLists {
 // The scorers' work on one item.
 template <class L>
 struct GroupSelection {
-  static constexpr int kQueries = L::kQueries;
+  static constexpr int kQueries = L::kGroupQueries;
 
   const IndexTopkCudaParams& p;
   Item item;
@@ -63,49 +63,44 @@ struct GroupSelection {
   GroupState& state = shared.state;
   GroupCandidates<L> candidates{p, item, shared, lists, place};
 
-  static __device__ __forceinline__ void sync() { BlockTeam<kScorers>{}.sync(); }
-  static __device__ __forceinline__ bool any(bool value) { return barrier_any(0, kScorers, value); }
-
-  // What the best `taken` of a list reach.
-  template <class Team>
-  __device__ __forceinline__ RankedKey reached_by(const Team& team, const RankedKey* list, int size,
-                                                  int taken, SelectScratch& scratch) const {
-    return size > taken ? select_threshold(team, list, size, taken, scratch) : kEveryKey;
+  static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
+  static __device__ __forceinline__ bool any(bool value) {
+    return barrier_any(kScorersBarrier, kScorers, value);
   }
 
-  // The scorers: a list to where selections are quick, if it fits there.
-  __device__ __forceinline__ const RankedKey* brought_near(const RankedKey* list, int size) const {
-    if (size > kNearKeys) return list;
-    auto* room = reinterpret_cast<RankedKey*>(shared.room());
-    copy_keys(BlockTeam<kScorers>{}, list, size, room);
-    return room;
+  // Between scans and after them the keys and what is staged make room, at last the queries too.
+  __device__ __forceinline__ Room room_beside_queries() const {
+    return QueryTeam<L>::share(shared.keys, sizeof shared.keys + sizeof shared.staged);
   }
-  static constexpr int kNearKeys = GroupShared<L>::kRoom * 3 / 8;
+  __device__ __forceinline__ Room room() const {
+    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >=
+                  kOrderWords<Team<kScorers / kQueries>>);
+    return QueryTeam<L>::share(shared.queries, GroupShared<L>::kSelectionBytes);
+  }
 
-  // The scorers: writes a query's row, those of the list that reach the threshold.
-  __device__ __forceinline__ void write_reaching(int query, const RankedKey* list, int size,
-                                                 RankedKey threshold) const {
-    constexpr int kBits = GroupShared<L>::kRoom / 4;
-    const int wanted = min(p.top_k, candidates.range(query));
-    std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
-    write_ascending<kScorers>(list, size, threshold, state.start[query], candidates.range(query),
-                              out, shared.room() + 2 * kNearKeys, kBits, shared.select[0]);
-    for (int i = wanted + threadIdx.x; i < p.top_k; i += kScorers) out[i] = -1;
+  // A team: writes its query's row, the best of the list.
+  __device__ __forceinline__ void write_row(const QueryTeam<L>& team, const RankedKey* list,
+                                            int size) const {
+    const int wanted = min(p.top_k, candidates.range(team.query));
+    const Room free = room();
+    const RankedKey threshold = select_threshold(team, list, size, wanted, free.words, free.count,
+                                                 shared.select[team.query]);
+    write_reaching(team, list, size, threshold);
   }
-  __device__ __forceinline__ void write_merged(int query, const RankedKey* list, int size) const {
-    list = brought_near(list, size);
-    const int wanted = min(p.top_k, candidates.range(query));
-    const RankedKey threshold =
-        reached_by(BlockTeam<kScorers>{}, list, size, wanted, shared.select[0]);
-    write_reaching(query, list, size, threshold);
+  __device__ __forceinline__ void write_reaching(const QueryTeam<L>& team, const RankedKey* list,
+                                                 int size, RankedKey threshold) const {
+    std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
+    const int taken =
+        write_ascending(team, list, size, threshold, state.start[team.query],
+                        candidates.range(team.query), out, room().words, shared.select[team.query]);
+    for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
   }
 
   // The scorers: writes the rows of all queries that are not written.
   __device__ __forceinline__ void finish() const {
-    for (int query = 0; query < item.queries; ++query) {
-      if (state.written[query]) continue;
-      write_merged(query, lists + query * kCandidateCapacity, state.count[query]);
-      sync();
+    const QueryTeam<L> team;
+    if (team.query < item.queries && !state.written[team.query]) {
+      write_row(team, lists + team.query * kCandidateCapacity, state.count[team.query]);
     }
   }
 
@@ -180,100 +175,85 @@ struct GroupSelection {
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
   }
 
-  // The scorers: the best `quota` keys of the list of a whole piece to their places among the
-  // merged, filled up with keys below all others, and what is left.
-  __device__ __forceinline__ void publish_quota(int query) const {
-    const BlockTeam<kScorers> team;
-    const int size = state.count[query], most = quota();
+  // A team: the best of its query's list, k at most, join the merged list.
+  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
+    const int query = team.query, size = state.count[query];
     const std::int64_t row = item.first_query + query;
-    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + item.piece * most;
-    if (team.rank == 0) state.slot = 0;
-    const RankedKey* list = brought_near(lists + query * kCandidateCapacity, size);
+    const RankedKey* list = lists + query * kCandidateCapacity;
+    SelectScratch& scratch = shared.select[query];
+    const Room free = room();
+    const RankedKey threshold =
+        select_threshold(team, list, size, p.top_k, free.words, free.count, scratch);
+    if (team.rank == 0) scratch.slot = atomicAdd(&merge.counts[row], min(size, p.top_k));
     team.sync();
-    const RankedKey threshold = reached_by(team, list, size, most, shared.select[0]);
-    for (int i = team.rank; i < size; i += kScorers) {
-      if (list[i] >= threshold) to[atomicAdd(&state.slot, 1)] = list[i];
-    }
-    for (int i = min(size, most) + team.rank; i < most; i += kScorers) to[i] = kEveryKey;
-    if (team.rank == 0) {
-      merge.rests[row * merge.pieces + item.piece] = {size > most ? threshold : kEveryKey, size};
-    }
-    team.sync();
+    append_keys(team, list, size, threshold, kNoKey, merge.keys + row * merge.pieces * p.top_k,
+                scratch);
   }
 
-  // The scorers of a group's last block: writes a query's row from the quotas. A piece whose quota all
-  // went into the result may have more: its best k then join the merged keys.
-  __device__ __forceinline__ void merge_quotas(int query) const {
-    const BlockTeam<kScorers> team;
+  // A team: the best `quota` keys of a whole piece to their places among the merged, filled up with
+  // keys below all others, and what is left.
+  __device__ __forceinline__ void publish_quota(const QueryTeam<L>& team) const {
+    const int query = team.query, size = state.count[query], most = quota();
+    const std::int64_t row = item.first_query + query;
+    const RankedKey* list = lists + query * kCandidateCapacity;
+    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + item.piece * most;
+    SelectScratch& scratch = shared.select[query];
+    const Room free = room();
+    const RankedKey threshold =
+        select_threshold(team, list, size, most, free.words, free.count, scratch);
+    if (team.rank == 0) scratch.slot = 0;
+    team.sync();
+    append_keys(team, list, size, threshold, kNoKey, to, scratch);
+    for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
+    if (team.rank == 0) merge.rests[row * merge.pieces + item.piece] = {threshold, size};
+  }
+
+  // A team of a group's last block: writes its query's row from the quotas. A piece whose quota all went
+  // into the result may have more: its best k then join the merged keys.
+  __device__ __forceinline__ void merge_quotas(const QueryTeam<L>& team) const {
+    const int query = team.query;
     const std::int64_t row = item.first_query + query;
     RankedKey* merged = merge.keys + row * merge.pieces * p.top_k;
     const PieceRest* rests = merge.rests + row * merge.pieces;
+    SelectScratch& scratch = shared.select[query];
+    const Room free = room();
     int size = merge.pieces * quota();
     const int wanted = min(p.top_k, candidates.range(query));
-    const RankedKey* list = brought_near(merged, size);
-    RankedKey threshold = reached_by(team, list, size, wanted, shared.select[0]);
+    RankedKey threshold =
+        select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
     bool more = false;
-    for (int i = team.rank; i < merge.pieces; i += kScorers) more |= rests[i].bound > threshold;
-    if (any(more)) {
+    for (int i = team.rank; i < merge.pieces; i += team.size) more |= rests[i].bound > threshold;
+    if (barrier_any(team.barrier, team.size, more)) {
       for (int piece = 0; piece < merge.pieces; ++piece) {
         const PieceRest rest = rests[piece];
         if (rest.bound <= threshold) continue;
         // Pieces of a group are neighbouring blocks'.
         const RankedKey* own =
             lists + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
-        const RankedKey least =
-            max(threshold, reached_by(team, own, rest.size, p.top_k, shared.select[0]));
-        if (team.rank == 0) state.slot = size;
+        const RankedKey least = max(threshold, select_threshold(team, own, rest.size, p.top_k,
+                                                                free.words, free.count, scratch));
+        if (team.rank == 0) scratch.slot = size;
         team.sync();
-        for (int i = team.rank; i < rest.size; i += kScorers) {
-          if (own[i] >= least && own[i] < rest.bound) merged[atomicAdd(&state.slot, 1)] = own[i];
-        }
+        append_keys(team, own, rest.size, least, rest.bound, merged, scratch);
+        size = scratch.slot;
         team.sync();
-        size = state.slot;
       }
-      list = merged;
-      threshold = reached_by(team, list, size, wanted, shared.select[0]);
+      threshold = select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
     }
-    write_reaching(query, list, size, threshold);
-  }
-
-  // The scorers: adds the best of the query's list, k at most, to the merged list.
-  __device__ __forceinline__ void publish(int query) const {
-    const BlockTeam<kScorers> team;
-    const RankedKey* list = lists + query * kCandidateCapacity;
-    const int size = state.count[query], published = min(size, p.top_k);
-    const std::int64_t row = item.first_query + query;
-    RankedKey* to = merge.keys + row * merge.pieces * p.top_k;
-    if (team.rank == 0) state.slot = atomicAdd(&merge.counts[row], published);
-    if (size <= p.top_k) {
-      RankedKey key = team.rank < size ? list[team.rank] : 0;
-      team.sync();
-      for (int i = team.rank; i < size; i += kScorers) {
-        to[state.slot + i] = key;
-        if (i + kScorers < size) key = list[i + kScorers];
-      }
-    } else {
-      auto* room = reinterpret_cast<RankedKey*>(shared.room());
-      static_assert(GroupShared<L>::kRoom / 2 >= kCandidateCapacity);
-      copy_keys(team, list, size, room);
-      const RankedKey threshold = select_threshold(team, room, size, p.top_k, shared.select[0]);
-      for (int i = team.rank; i < size; i += kScorers) {
-        if (room[i] >= threshold) to[atomicAdd(&state.slot, 1)] = room[i];
-      }
-    }
-    team.sync();
+    write_reaching(team, merged, size, threshold);
   }
 
   // After the piece was scanned. Whether this block, the last of its group, has to scan all keys;
   // state.last tells whether it is the last.
   __device__ __forceinline__ bool merge_pieces(bool by_quota) const {
-    for (int query = 0; query < item.queries; ++query) {
-      if (by_quota) {
-        publish_quota(query);
-      } else {
-        publish(query);
-      }
+    const QueryTeam<L> team;
+    const bool present = team.query < item.queries;
+    if (present && by_quota) {
+      publish_quota(team);
+    } else if (present) {
+      publish(team);
     }
+    sync();
     // The barriers carry what the fences of one thread order to and from the others.
     if (threadIdx.x == 0) {
       __threadfence();
@@ -284,21 +264,21 @@ struct GroupSelection {
     sync();
     if (!state.last) return false;
     if (by_quota) {
-      for (int query = 0; query < item.queries; ++query) merge_quotas(query);
+      if (present) merge_quotas(team);
       return false;
     }
-    bool again = false;
-    for (int query = 0; query < item.queries; ++query) {
-      const std::int64_t row = item.first_query + query;
+    bool complete = true;
+    if (present) {
+      const std::int64_t row = item.first_query + team.query;
       const int size = *static_cast<volatile int*>(&merge.counts[row]);
-      const bool complete = size >= min(p.top_k, candidates.range(query));
-      if (complete) write_merged(query, merge.keys + row * merge.pieces * p.top_k, size);
-      if (threadIdx.x == 0) {
-        state.settled[query] = state.written[query] = complete;
-        state.threshold[query] = complete ? kNoKey : kEveryKey;
-        state.count[query] = 0;
-      }
-      again |= !complete;
+      complete = size >= min(p.top_k, candidates.range(team.query));
+      if (complete) write_row(team, merge.keys + row * merge.pieces * p.top_k, size);
+    }
+    const bool again = any(!complete);
+    if (team.rank == 0) {
+      state.settled[team.query] = state.written[team.query] = complete;
+      state.threshold[team.query] = complete ? kNoKey : kEveryKey;
+      state.count[team.query] = 0;
     }
     sync();
     if (again) candidates.scores.stage_queries();  // the result's bits stood in their place
@@ -328,12 +308,17 @@ struct GroupSelection {
     for (;;) {
       candidates.scan(walk);
       if (round == kSample) {
-        constexpr bool kBeside = GroupCandidates<L>::kFewQueries;
         const int sampled = walk.count;
         walk = scanned;
-        if (kBeside) candidates.begin(walk);
-        candidates.choose_thresholds(sampled, keys.count);
-        if (!kBeside) candidates.begin(walk);
+        if (split) {  // the sample is small enough to leave the keys' room alone
+          static_assert(sizeof shared.staged / 4 / kQueries >= kMostSampledByPiece);
+          candidates.begin(walk);
+          candidates.choose_thresholds(sampled, keys.count,
+                                       QueryTeam<L>::share(shared.staged, sizeof shared.staged));
+        } else {
+          candidates.choose_thresholds(sampled, keys.count, room_beside_queries());
+          candidates.begin(walk);
+        }
         round = kScan;
         continue;
       }
@@ -378,7 +363,7 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
   auto* workspace = static_cast<std::uint8_t*>(p.workspace);
   auto* lists = reinterpret_cast<RankedKey*>(workspace) +
-                std::int64_t{blockIdx.x} * L::kQueries * kCandidateCapacity;
+                std::int64_t{blockIdx.x} * L::kGroupQueries * kCandidateCapacity;
   auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
   auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
   const std::int64_t pieces = std::int64_t{p.num_queries} * plan.pieces;
@@ -401,7 +386,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     scan_groups(const __grid_constant__ IndexTopkCudaParams p,
                 const __grid_constant__ IndexTopkPlan plan, const __grid_constant__ KeyMaps maps) {
   extern __shared__ __align__(1024) std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<GroupShared<L>*>(memory);
+  auto& shared = *reinterpret_cast<GroupShared<L>*>(
+      memory + (-shared_address(memory) & (alignof(GroupShared<L>) - 1)));
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < L::kStages; ++stage) {
       mbarrier_init(&shared.full[stage], kFetchWarps);
@@ -450,7 +436,7 @@ KeyMaps describe_keys(const IndexTopkCudaParams& p) {
 
 template <class L>
 void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(GroupShared<L>);
+  constexpr int kBytes = sizeof(GroupShared<L>) + alignof(GroupShared<L>) - 1024;
   static_assert(kBytes <= kSharedMemory);
   const auto kernel = scan_groups<L>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
@@ -468,17 +454,17 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
   const bool few_heads = p.num_heads <= 32;
   switch (plan.columns_per_group) {
     case 1:
-      return few_heads ? launch<Layout<E4m3, 1, 32, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 1, 64, 1, 2, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 1, 32, 5, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 1, 64, 5, kPaged>>(p, plan, stream);
     case 2:
-      return few_heads ? launch<Layout<E4m3, 2, 64, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 2, 128, 1, 2, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 2, 64, 5, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 2, 128, 5, kPaged>>(p, plan, stream);
     case 4:
-      return few_heads ? launch<Layout<E4m3, 4, 128, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 4, 128, 2, 1, 8, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 2, 2, 128, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 8, 128, 1, 2, 4, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 8, 128, 2, 1, 8, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 2, 4, 128, 8, kPaged>>(p, plan, stream);
   }
 }
 
@@ -491,8 +477,8 @@ void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cu
     return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
                                     : launch_e4m3<false>(p, plan, stream);
   }
-  return p.num_heads <= 32 ? launch<Layout<Bf16, 8, 128, 2, 1, 3, false>>(p, plan, stream)
-                           : launch<Layout<Bf16, 4, 128, 2, 1, 3, false>>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Layout<Bf16, 2, 4, 128, 3, false>>(p, plan, stream)
+                           : launch<Layout<Bf16, 2, 2, 128, 3, false>>(p, plan, stream);
 }
 
 }  // namespace indexcache

@@ -6,23 +6,17 @@
 
 namespace indexcache::index_topk_device {
 
-// relu. Where no infinity occurs twice of it: one addition, and additions have twice the rate of
-// maxima.
-template <class Format>
-__device__ __forceinline__ float scaled_relu(float x) {
-  if constexpr (Format::kHasInfinity) {
-    float result;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
-    return result;
-  } else {
-    return x + fabsf(x);
-  }
+// relu, which keeps NaN.
+__device__ __forceinline__ float relu(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
 }
 
 template <class L>
 struct GroupScores {
   using Format = typename L::Format;
-  static constexpr int kQueries = L::kQueries, kColumns = L::kColumns, kBanks = L::kBanks;
+  static constexpr int kQueries = L::kQueries, kColumns = L::kColumns;
   static constexpr int kOwn = L::kOwn, kSums = L::kSums, kWeights = L::kWeights;
   static constexpr int kRow = L::kRow, kSteps = L::kSteps, kHalves = L::kHalves;
 
@@ -36,39 +30,40 @@ struct GroupScores {
   // The scorers: queries into shared memory as the products' B.
   __device__ void stage_queries() const {
     constexpr int kUnits = kRow / 16;
-    for (int i = threadIdx.x; i < kBanks * kColumns * kUnits; i += kScorers) {
-      const int unit = i % kUnits, column = i / kUnits % kColumns, bank = i / kUnits / kColumns;
-      const int query = L::column_query(column % 8 / 2, column % 2);
-      const int head = L::column_head(bank, column / 8, column % 8 / 2, column % 2);
+    for (int i = threadIdx.x; i < L::kParts * kColumns * kUnits; i += kScorers) {
+      const int unit = i % kUnits, column = i / kUnits % kColumns, part = i / kUnits / kColumns;
+      const int query = part * kQueries + L::column_query(column % 8 / 2, column % 2);
+      const int head = L::column_head(column / 8, column % 8 / 2, column % 2);
       uint4 words = {0, 0, 0, 0};
       if (query < item.queries && head < p.num_heads) {
         const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
         words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
       }
-      std::uint8_t* tile = shared.queries + (bank * kHalves + unit / 8) * L::kBankBytes;
+      std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
       *reinterpret_cast<uint4*>(tile + swizzled_offset(column, unit % 8)) = words;
     }
     fence_for_wgmma();
   }
 
+  // The query in the group of this thread's columns 2 c + e.
+  static __device__ __forceinline__ int own_query(int e) {
+    return L::part() * kQueries + L::column_query(threadIdx.x % 4, e);
+  }
+
   __device__ __forceinline__ void load_weights(float (&weights)[kWeights]) const {
-    const int c = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
-      const int query = L::column_query(c, i % 2);
-      const int head = L::column_head(0, i / 2, c, i % 2);  // banks follow each other
-      const float weight =
-          query < item.queries && head < p.num_heads
-              ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
-              : 0.0f;
-      weights[i] = Format::kHasInfinity ? weight : 0.5f * weight;
+      const int query = own_query(i % 2), head = L::column_head(i / 2, threadIdx.x % 4, i % 2);
+      weights[i] = query < item.queries && head < p.num_heads
+                       ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
+                       : 0.0f;
     }
   }
 
-  // Row g of the row block of a unit is this row of the tile.
-  static __device__ __forceinline__ int first_row(int row_block) {
-    const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x % kWarpgroup / 32;
-    return (warpgroup * L::kRowBlocks + row_block) * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
+  // Row g of the warpgroup's block is this row of the tile.
+  static __device__ __forceinline__ int first_row() {
+    const int warp = threadIdx.x % kWarpgroup / 32;
+    return L::block() * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
   }
 
   // The lower halves of the operands' descriptors, alike in all lanes: of the queries; of this
@@ -78,32 +73,30 @@ struct GroupScores {
     return __shfl_sync(kAllLanes, low, 0);
   }
   __device__ __forceinline__ std::uint32_t queries_operand() const {
-    return low_half(shared.queries);
+    return low_half(shared.queries + L::part() * L::kPartBytes);
   }
   __device__ __forceinline__ std::uint32_t keys_operand() const {
-    constexpr int kBytes = L::kRowBlocks * kHalves * kBlockRows * 128;
-    return low_half(shared.keys[0] + threadIdx.x / kWarpgroup * kBytes);
+    return low_half(shared.keys[0] + L::block() * L::kBlockBytes);
   }
 
-  // Starts the products of a unit.
-  static __device__ __forceinline__ void multiply(int unit, std::uint32_t keys,
-                                                  std::uint32_t queries, Accumulators& d) {
+  // Starts the products.
+  static __device__ __forceinline__ void multiply(std::uint32_t keys, std::uint32_t queries,
+                                                  Accumulators& d) {
     constexpr std::uint64_t kHigh = rows_operand(0) >> 32 << 32;
-    const int bank = unit % kBanks, block = unit / kBanks;
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const int half = step / 4, within = step % 4 * 32;
-      const std::uint32_t a = keys + ((block * kHalves + half) * kBlockRows * 128 + within) / 16;
-      const std::uint32_t b = queries + ((bank * kHalves + half) * L::kBankBytes + within) / 16;
+      const std::uint32_t a = keys + (half * kBlockRows * 128 + within) / 16;
+      const std::uint32_t b = queries + (half * L::kBankBytes + within) / 16;
       Format::multiply(d, kHigh | a, kHigh | b, step > 0);
     }
     wgmma_commit();
   }
 
-  // Adds a bank's heads to sums.
-  __device__ __forceinline__ void reduce(int bank, const Accumulators& d,
-                                         const float (&weights)[kWeights], Sums& sums) const {
+  // The sums over heads.
+  __device__ __forceinline__ void reduce(const Accumulators& d, const float (&weights)[kWeights],
+                                         Sums& sums) const {
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
@@ -112,11 +105,11 @@ struct GroupScores {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float x = d[4 * j + 2 * r + e];
-          if (Format::kHasInfinity && L::column_head(bank, j, threadIdx.x % 4, e) >= p.num_heads) {
+          if (Format::kHasInfinity && L::column_head(j, threadIdx.x % 4, e) >= p.num_heads) {
             x = 0;  // 0 * inf is no 0
           }
           float& sum = sums[r][own][L::sum_of(j)];
-          sum = fmaf(scaled_relu<Format>(x), weights[bank * (kColumns / 4) + 2 * j + e], sum);
+          sum = fmaf(relu(x), weights[2 * j + e], sum);
         }
       }
     }
