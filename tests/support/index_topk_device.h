@@ -91,7 +91,8 @@ struct Problem {
   int queries = 0, heads = 0, keys = 0, top_k = 0;
   std::vector<float> q, k, scale, weights;  // [M, H, 128], [N, 128], [N], [M, H]
   std::vector<std::int32_t> start, end;
-  bool lattice = false;  // scores are exact in fp32
+  std::vector<std::int32_t> seeds;  // [M, num_seeds] or empty
+  bool lattice = false;             // scores are exact in fp32
   // Decode: groups of `tokens` queries are requests, each with `keys` keys of its own in k and scale.
   int tokens = 0;
   bool paged = false;
@@ -214,6 +215,7 @@ class DeviceProblem {
         weights_(problem.weights),
         start_(problem.start),
         end_(problem.end),
+        seeds_(problem.seeds),
         out_(sizeof(std::int32_t) * problem.queries * problem.top_k) {
     params_.keys = keys_.data();
     if (problem.paged) {
@@ -229,6 +231,11 @@ class DeviceProblem {
     params_.weights = static_cast<const float*>(weights_.data());
     params_.start = static_cast<const std::int32_t*>(start_.data());
     params_.end = static_cast<const std::int32_t*>(end_.data());
+    if (!problem.seeds.empty()) {
+      params_.seeds = static_cast<const std::int32_t*>(seeds_.data());
+      params_.num_seeds = static_cast<std::int32_t>(problem.seeds.size() / problem.queries);
+      params_.seed_stride = params_.num_seeds;
+    }
     params_.out = static_cast<std::int32_t*>(out_.data());
     params_.workspace = workspace_->data();
     params_.workspace_bytes = plan_.workspace_bytes;
@@ -256,7 +263,7 @@ class DeviceProblem {
  private:
   IndexTopkCudaParams params_;
   IndexTopkPlan plan_;
-  DeviceBytes q_, keys_, scale_, weights_, start_, end_, out_;
+  DeviceBytes q_, keys_, scale_, weights_, start_, end_, seeds_, out_;
   std::unique_ptr<DeviceBytes> workspace_;
   std::unique_ptr<Pages> pages_;
   bool intact_ = true;

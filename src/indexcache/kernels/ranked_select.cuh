@@ -161,8 +161,9 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
 // Their ranks pass to `room`, `words` of shared memory, if they fit; where they do not, or equal ranks
 // straddle the threshold, the list itself is searched.
 template <class Team>
-__device__ RankedKey select_threshold(const Team& team, const RankedKey* list, int size, int wanted,
-                                      std::uint32_t* room, int words, SelectScratch& scratch) {
+__device__ __noinline__ RankedKey select_threshold(const Team& team, const RankedKey* list,
+                                                   int size, int wanted, std::uint32_t* room,
+                                                   int words, SelectScratch& scratch) {
   if (size <= wanted) return kEveryKey;
   if (wanted == 0) return kNoKey;
   if (size <= words) {
@@ -260,9 +261,10 @@ template <class Team>
 constexpr int kOrderWords = kMostOrdered + Team::size*(kOwnWords + 1 + (kOwnWords + 2) / 2);
 
 template <class Team>
-__device__ int write_ascending(const Team& team, const RankedKey* list, int size,
-                               RankedKey threshold, int first, int range, std::int32_t* out,
-                               std::uint32_t* room, SelectScratch& scratch) {
+__device__ __noinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
+                                            RankedKey threshold, int first, int range,
+                                            std::int32_t* out, std::uint32_t* room,
+                                            SelectScratch& scratch) {
   constexpr int kStretch = 32 * kOwnWords * Team::size;
   // A thread's words stand an odd number of words from its neighbours': lanes then meet no bank twice.
   auto* indices = reinterpret_cast<int*>(room);

@@ -20,60 +20,118 @@ struct GroupCandidates {
   // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
   static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
   static constexpr std::uint32_t kStagedRoom = L::kStaged * kStagedStride - kStagedStride;
+  static_assert(kQueries <= 2 || kScorers / kQueries * kOwn * (L::kStaged - 1) <= kMostWaiting);
+  static constexpr std::uint32_t kSecondOwn = 1u
+                                              << 31;  // beside a place: of the lane's second query
   __device__ __forceinline__ std::uint32_t staged() const {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
 
-  // A warp: the next place in the query's list, for the lanes that want one.
-  __device__ __forceinline__ int take_slot(int query, bool wanted) const {
-    int* counts = shared.state.count;
-    if constexpr (kQueries > 2) return wanted ? atomicAdd(&counts[query], 1) : 0;
-    // Few counters, where lanes would wait for each other: one addition a warp.
+  // A warp: the next places in a query's list, as many as each lane wants.
+  __device__ __forceinline__ int take_slots(int query, int wanted) const {
+    int* count = &shared.state.count[query];
+    if constexpr (kQueries > 2) return wanted > 0 ? atomicAdd(count, wanted) : 0;
+    // Few counters, where lanes would wait for each other: one addition a warp and query.
     int slot = 0;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
-      const int place = take_place(&counts[i], wanted && query == i);
-      if (query == i) slot = place;
+      const int own = query == i ? wanted : 0;
+      int through = own;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const int before = __shfl_up_sync(kAllLanes, through, step);
+        if (static_cast<int>(threadIdx.x) % 32 >= step) through += before;
+      }
+      int from = 0;
+      if (threadIdx.x % 32 == 31) from = atomicAdd(&shared.state.count[i], through);
+      from = __shfl_sync(kAllLanes, from, 31);
+      if (query == i) slot = from + through - own;
     }
     return slot;
   }
 
-  // A warp: what its lanes staged, up to `end`, and what reaches the thresholds goes to the lists.
-  // `first` is the place in the walk where places count from.
-  __device__ __forceinline__ void append_staged(int first, std::uint32_t end) const {
-    const GroupState& state = shared.state;
+  // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
+  // queries it is of.
+  struct Found {
+    bool present;  // in the walk
+    bool inside;   // and in the query's range
+    int place, own;
+    RankedKey key;
+  };
+  template <bool scattered>
+  __device__ __forceinline__ Found load_staged(const KeyWalk& walk, std::uint32_t from,
+                                               std::uint32_t end) const {
+    float score = 0;
+    std::uint32_t own_and_place = 0;
+    if (from < end) {
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=f"(score), "=r"(own_and_place)
+                   : "r"(from)
+                   : "memory");
+    }
+    Found found;
+    found.place = static_cast<int>(own_and_place & ~kSecondOwn);
+    found.own = kOwn == 2 && own_and_place >= kSecondOwn;
+    found.present = from < end && found.place < walk.count;
+    const int index = !scattered      ? walk.key_in_blocks(found.place)
+                      : found.present ? walk.scattered_key(found.place)
+                                      : 0;
+    const int query = GroupScores<L>::own_query(found.own);
+    found.inside =
+        found.present && index >= shared.state.start[query] && index < shared.state.end[query];
+    found.key = ranked_key(score, index);
+    if (found.inside && p.scores != nullptr) {
+      p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = score;
+    }
+    return found;
+  }
+
+  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
+  // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
+  __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
+    constexpr int kMost = L::kStaged - 1;
+    const std::uint32_t from = end & ~kStagedRoom;
     const KeyWalk walk = shared.walk;
-    const bool sampling = walk.stratum != 0;
-    for (std::uint32_t from = end & ~kStagedRoom; __any_sync(kAllLanes, from < end);
-         from += kStagedStride) {
-      StagedScore s{};
-      if (from < end) s = load_staged(from);
-      const int query = s.query_and_place >> 16;
-      const int at = first + static_cast<int>(s.query_and_place & 0xFFFF);
-      const bool present = from < end && at < walk.count;
-      const int index = walk.key(at);
-      const bool inside = present && index >= state.start[query] && index < state.end[query];
-      const RankedKey key = ranked_key(s.score, index);
-      RankedKey* list = lists + query * kCandidateCapacity;
-      if (inside && p.scores != nullptr) {
-        p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = s.score;
-      }
-      if (sampling) {  // a place for every key
-        if (present) list[at] = inside ? key : RankedKey{0};
-      } else {
-        const bool wanted = inside && key >= state.threshold[query];
-        const int slot = take_slot(query, wanted);
-        if (wanted) list[slot] = key;
+    RankedKey threshold[kOwn];
+    unsigned wanted[kOwn] = {};
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      threshold[own] = shared.state.threshold[GroupScores<L>::own_query(own)];
+    }
+    RankedKey keys[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const Found found = load_staged<false>(walk, from + i * kStagedStride, end);
+      keys[i] = found.key;
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const bool takes = found.inside && found.own == own && found.key >= threshold[own];
+        wanted[own] |= static_cast<unsigned>(takes) << i;
       }
     }
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int query = GroupScores<L>::own_query(own);
+      RankedKey* to = lists + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        if (wanted[own] >> i & 1) *to++ = keys[i];
+      }
+    }
+    end = from;
   }
-  static __device__ __forceinline__ StagedScore load_staged(std::uint32_t from) {
-    StagedScore s;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                 : "=f"(s.score), "=r"(s.query_and_place)
-                 : "r"(from)
-                 : "memory");
-    return s;
+
+  // A warp: what its lanes staged of a sample, where every key has its place in the list.
+  __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
+    const std::uint32_t from = end & ~kStagedRoom;
+    const KeyWalk walk = shared.walk;
+#pragma unroll
+    for (int i = 0; i < L::kStaged - 1; ++i) {
+      const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
+      RankedKey* list = lists + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
+      if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
+    }
+    end = from;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
@@ -116,7 +174,7 @@ struct GroupCandidates {
   }
 
   // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
-  // where the first is since the last look, end that of what is staged.
+  // the first's in the walk, end that of what is staged.
   static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
                                                     const float (&scale)[2],
                                                     const float (&floor)[kOwn], std::uint32_t place,
@@ -128,7 +186,7 @@ struct GroupCandidates {
         const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
         if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
-                     "r"(place + (own << 16) + r * 8)
+                     "r"(place + own * kSecondOwn + r * 8)
                      : "memory");
         end += kStagedStride;
       }
@@ -143,40 +201,44 @@ struct GroupCandidates {
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
     const int row = GroupScores<L>::first_row();
-    const std::uint32_t first_place = GroupScores<L>::own_query(0) << 16 | row;
     const float* scales = shared.scales[0] + row;
+    const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
+    const auto append = [&] { sampling ? store_sample(end) : append_staged(end); };
+    int stop = min(tile + L::kTilesPerLook, tiles);
     for (;;) {
-      const int look_first = tile * L::kTileKeys;
-      const int look = min(L::kTilesPerLook, tiles - tile) * L::kTileKeys;
-      std::uint32_t where = first_place;
-      do {
 #pragma unroll 1
-        while (where < first_place + look && !__any_sync(kAllLanes, is_nearly_full(end))) {
-          float d[L::kColumns / 2];
-          const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
-          wait_for_tile(place);
-          GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
-          float sums[2][kOwn][kSums] = {};
-          wgmma_wait<0>();
-          wgmma_pin(d);
-          scores.reduce(d, weights, sums);
-          float scale[2] = {1, 1};
-          if (L::Format::kHasScale) {
-            scale[0] = scales[place.stage * L::kTileKeys];
-            scale[1] = scales[place.stage * L::kTileKeys + 8];
-          }
-          __syncwarp();
-          if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
-          stage_rows(sums, scale, floor, where, end);
-          place = place.next();
-          where += L::kTileKeys;
+      for (; tile < stop && !__any_sync(kAllLanes, is_nearly_full(end)); ++tile) {
+        float d[L::kColumns / 2];
+        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
+        wait_for_tile(place);
+        GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
+        float sums[2][kOwn][kSums] = {};
+        wgmma_wait<0>();
+        wgmma_pin(d);
+        scores.reduce(d, weights, sums);
+        float scale[2] = {1, 1};
+        if (L::Format::kHasScale) {
+          scale[0] = scales[place.stage * L::kTileKeys];
+          scale[1] = scales[place.stage * L::kTileKeys + 8];
         }
-        append_staged(look_first, end);
-        end &= ~kStagedRoom;
-      } while (where < first_place + look);
-      tile += L::kTilesPerLook;
-      if (some_list_is_full() || tile >= tiles) return min(tile, tiles);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
+        stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
+        place = place.next();
+      }
+      const bool looks = tile == stop;
+      bool full = false;
+      if constexpr (kQueries > 2) {  // what is staged may wait: at most kMostWaiting of a query
+        full = looks && some_list_is_full();
+        if (!looks || full || tile == tiles) append();
+      } else {
+        append();
+        full = looks && some_list_is_full();
+      }
+      if (!looks) continue;
+      if (full || tile == tiles) return tile;
+      stop = min(tile + L::kTilesPerLook, tiles);
     }
   }
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
@@ -213,18 +275,26 @@ struct GroupCandidates {
   __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
     if (range(query) <= kCandidateLimit) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
+    return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
   }
-  __device__ __forceinline__ void choose_thresholds(int sampled, int keys, Room room) const {
+  // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
+  // rank(query), or none where that is 0. Whether all were found.
+  template <class Rank>
+  __device__ __forceinline__ bool choose_thresholds(int sampled, Room room,
+                                                    const Rank& rank) const {
     const QueryTeam<L> team;
-    const int query = team.query, rank = rank_in_sample(query, sampled, keys);
-    if (rank > 0) {
-      const RankedKey threshold =
-          select_threshold(team, lists + query * kCandidateCapacity, sampled, rank, room.words,
-                           room.count, shared.select[query]);
+    const int query = team.query, wanted = rank(query);
+    RankedKey* list = lists + query * kCandidateCapacity;
+    RankedKey threshold = kEveryKey;
+    if (wanted > 0 && wanted <= sampled) {
+      if (team.rank == 0)
+        list[sampled] = kEveryKey;  // so that the last of them may be the threshold
+      team.sync();
+      threshold = select_threshold(team, list, sampled + 1, wanted, room.words, room.count,
+                                   shared.select[query]);
       if (team.rank == 0) shared.state.threshold[query] = threshold;
     }
-    barrier_sync(kScorersBarrier, kScorers);
+    return !barrier_any(kScorersBarrier, kScorers, wanted > 0 && threshold == kEveryKey);
   }
 };
 

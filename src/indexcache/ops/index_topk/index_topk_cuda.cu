@@ -27,6 +27,7 @@
 #include "indexcache/kernels/register_share.cuh"
 #include "indexcache/ops/index_topk/index_topk_candidates.cuh"
 #include "indexcache/ops/index_topk/index_topk_keys.cuh"
+#include "indexcache/ops/index_topk/index_topk_seeds.cuh"
 
 namespace indexcache {
 namespace {
@@ -145,7 +146,7 @@ struct GroupSelection {
       const int request = p.tokens_per_request > 0 ? item.group : 0;
       const int place = static_cast<int>(threadIdx.x) * kPageKeys;
       if (threadIdx.x < kPages && place < piece.count) {
-        prefetch_l2(page_of_key(p, request, piece.key(place)), kPageBytes);
+        prefetch_l2(page_of_key(p, request, piece.key_in_blocks(place)), kPageBytes);
       }
     }
   }
@@ -286,40 +287,63 @@ struct GroupSelection {
     return again;
   }
 
-  // From the keys to the rows of the result, or to the merged list. Rounds: the sample; the scan;
-  // where the sample misled, scans that take every key.
+  // The keys that seeds name, or none.
+  __device__ __forceinline__ KeyWalk seeded_keys(const KeyWalk& keys) const {
+    if (p.seeds == nullptr) return {};
+    // Their scores fill the lists up to kMostSampled.
+    static_assert((kCandidateCapacity - kMostSampled - 1) * 2 >= kMostSampled);
+    auto* listed = reinterpret_cast<int*>(lists + kMostSampled + 1);
+    return list_seeds<L>(p, item, state, keys, kMostSampled, listed,
+                         reinterpret_cast<std::uint32_t*>(shared.keys), sizeof shared.keys / 4,
+                         shared.select[0]);
+  }
+
+  // From the keys to the rows of the result, or to the merged list. Rounds: the seeds; where they name
+  // too few or too many, the sample; the scan; where the sample misled, scans that take every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
+    enum Round { kSeeds, kSample, kScan, kEvery };
     const bool split = merge.pieces > 1;
     const KeyWalk scanned = split ? piece_of(keys) : keys;
     const bool by_quota = split && pieces_fit(keys);
-    enum {
-      kSample,
-      kScan,
-      kEvery
-    } round = keys.count > kCandidateLimit && !by_quota ? kSample : kScan;
+    const auto sample = [&] {
+      return sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+    };
+    Round round = kScan;
     KeyWalk walk = scanned;
-    if (round == kSample) {
-      walk = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+    if (keys.count > kCandidateLimit && !by_quota) {
+      walk = seeded_keys(keys);
+      round = walk.count > 0 ? kSeeds : kSample;
+      if (round == kSample) walk = sample();
     }
     candidates.begin(walk);
-    if (split && round == kSample) prefetch(scanned);
+    if (split && round != kScan) prefetch(scanned);
     candidates.scores.stage_queries();
     sync();
     for (;;) {
       candidates.scan(walk);
-      if (round == kSample) {
-        const int sampled = walk.count;
-        walk = scanned;
-        if (split) {  // the sample is small enough to leave the keys' room alone
-          static_assert(sizeof shared.staged / 4 / kQueries >= kMostSampledByPiece);
-          candidates.begin(walk);
-          candidates.choose_thresholds(sampled, keys.count,
-                                       QueryTeam<L>::share(shared.staged, sizeof shared.staged));
-        } else {
-          candidates.choose_thresholds(sampled, keys.count, room_beside_queries());
-          candidates.begin(walk);
+      if (round == kSeeds || round == kSample) {
+        const int scored = walk.count;
+        bool found = true;
+        if (round == kSeeds) {
+          found = candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
+            return candidates.range(query) > kCandidateLimit ? p.top_k : 0;
+          });
         }
-        round = kScan;
+        walk = found ? scanned : sample();
+        if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
+        // The sample of a piece is small enough to leave the keys' room alone.
+        static_assert(sizeof shared.staged / 4 / kQueries > kMostSampledByPiece);
+        const bool begins = split || round == kSeeds;
+        if (begins) candidates.begin(walk);
+        if (round == kSample) {
+          candidates.choose_thresholds(
+              scored,
+              split ? QueryTeam<L>::share(shared.staged, sizeof shared.staged)
+                    : room_beside_queries(),
+              [&](int query) { return candidates.rank_in_sample(query, scored, keys.count); });
+        }
+        if (!begins) candidates.begin(walk);
+        round = found ? kScan : kSample;
         continue;
       }
       const bool again = split && round == kScan ? merge_pieces(by_quota) : !settle();

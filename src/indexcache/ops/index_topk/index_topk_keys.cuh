@@ -44,7 +44,7 @@ struct KeyFetcher {
   // The page of this lane among those of 32 blocks of a walk; past its end that of the last key.
   __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int block) const {
     if (!L::kPaged) return 0;
-    return page_index(p, request, walk.key(min(block * kBlockRows, walk.count - 1)));
+    return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
   }
 
   // One warp: the tiles of a walk over all keys, as the ring has room for them.
@@ -61,7 +61,7 @@ struct KeyFetcher {
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
         const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        const int key = L::kPaged ? 0 : walk.key((block + i) * kBlockRows);
+        const int key = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
         if (lane > 0) continue;
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {
@@ -98,7 +98,8 @@ struct KeyFetcher {
     const std::uint8_t* rows[kRows / 32];
 #pragma unroll
     for (int i = 0; i < kRows / 32; ++i) {
-      const int row = first_row() + 32 * i + lane, key = walk.key(min(first + row, walk.count - 1));
+      const int row = first_row() + 32 * i + lane,
+                key = walk.scattered_key(min(first + row, walk.count - 1));
       const void* scale = p.key_scale + key;
       if (L::kPaged) {
         const std::uint8_t* page = page_of_key(p, request, key);
@@ -148,7 +149,7 @@ struct KeyFetcher {
 
   // The fetchers: the tiles of a walk.
   __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
-    if (walk.stratum != 0) {
+    if (walk.scattered()) {
       fetch_sample(walk, place);
     } else if (warp == 0) {
       fetch_boxes(walk, place);

@@ -24,9 +24,8 @@ constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2;
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
-constexpr int kMostSampled = 5120, kMostSampledByPiece = 1024;
+constexpr int kMostSampled = 5119, kMostSampledByPiece = 1023;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
-static_assert(kMostSampled <= kCandidateCapacity);
 
 struct E4m3 {
   static constexpr int kRowBytes = 128;
@@ -48,14 +47,20 @@ struct Bf16 {
   }
 };
 
-// Which keys a scan visits: those of [first, ...) in blocks of 64 with `gap` keys between them, or a
-// sample of a range, one key from each of `count` equal strata at a place drawn by a hash.
+// Which keys a scan visits: those of [first, ...) in blocks of 64 with `gap` keys between them; or
+// scattered ones, whose scores are all kept to take thresholds from: a sample of a range, one key from
+// each of `count` equal strata at a place drawn by a hash, or listed ones.
 struct KeyWalk {
   int first = 0, count = 0, gap = 0;
   unsigned stratum = 0;         // 0: no sample
   unsigned long long step = 0;  // 32.32 fixed point
-  __device__ __forceinline__ int key(int i) const {
-    if (stratum == 0) return first + i + i / kBlockRows * gap;
+  const int* listed = nullptr;
+  __device__ __forceinline__ bool scattered() const { return stratum != 0 || listed != nullptr; }
+  __device__ __forceinline__ int key_in_blocks(int i) const {
+    return first + i + i / kBlockRows * gap;
+  }
+  __device__ __forceinline__ int scattered_key(int i) const {
+    if (listed != nullptr) return listed[i];
     unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
     hash = (hash ^ hash >> 15) * 0x85EBCA77u;
     hash ^= hash >> 13;
@@ -133,10 +138,11 @@ struct GroupState {
   bool last;  // this block's piece was the last of its group
 };
 
-// A score on its way to a list: its bits; its query and its key's place since the last look.
+// A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's
+// place in the walk.
 struct StagedScore {
   float score;
-  std::uint32_t query_and_place;
+  std::uint32_t own_and_place;
 };
 
 // The block's shared memory. The first two are operands of products.

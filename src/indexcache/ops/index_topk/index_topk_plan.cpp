@@ -26,6 +26,7 @@ void validate(const IndexTopkCudaParams& p) {
     require(p.num_queries % p.tokens_per_request == 0, "queries",
             "a multiple of the tokens per request", p.num_queries);
   }
+  require(p.num_seeds >= 0, "seeds", "at least 0", p.num_seeds);
   const bool e4m3 = p.format == IndexKeyFormat::kE4M3;
   if (p.block_table != nullptr) {
     require(e4m3, "pages", "e4m3 keys", static_cast<std::int64_t>(p.format));
