@@ -11,11 +11,15 @@ struct GroupCandidates {
   static constexpr int kQueries = L::kGroupQueries, kOwn = L::kOwn, kSums = L::kSums;
 
   const IndexTopkCudaParams& p;
-  Item item;
   GroupShared<L>& shared;
-  RankedKey* lists;              // [kQueries][kCandidateCapacity]
   RingPlace<L::kStages>& place;  // of the next tile
-  GroupScores<L> scores{p, item, shared};
+  GroupScores<L> scores{p, shared};
+
+  // The block's lists: [kQueries][kCandidateCapacity].
+  __device__ __forceinline__ RankedKey* lists() const {
+    return static_cast<RankedKey*>(p.workspace) +
+           std::int64_t{blockIdx.x} * kQueries * kCandidateCapacity;
+  }
 
   // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
   static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
@@ -81,7 +85,7 @@ struct GroupCandidates {
         found.present && index >= shared.state.start[query] && index < shared.state.end[query];
     found.key = ranked_key(score, index);
     if (found.inside && p.scores != nullptr) {
-      p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = score;
+      p.scores[std::int64_t{shared.item.first_query + query} * p.num_keys + index] = score;
     }
     return found;
   }
@@ -112,7 +116,7 @@ struct GroupCandidates {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) {
       const int query = GroupScores<L>::own_query(own);
-      RankedKey* to = lists + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
+      RankedKey* to = lists() + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
 #pragma unroll
       for (int i = 0; i < kMost; ++i) {
         if (wanted[own] >> i & 1) *to++ = keys[i];
@@ -128,7 +132,7 @@ struct GroupCandidates {
 #pragma unroll
     for (int i = 0; i < L::kStaged - 1; ++i) {
       const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
-      RankedKey* list = lists + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
+      RankedKey* list = lists() + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
       if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
     }
     end = from;
@@ -157,7 +161,7 @@ struct GroupCandidates {
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
     if (size > kCandidateLimit && !state.settled[query]) {
-      RankedKey* list = lists + query * kCandidateCapacity;
+      RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
       const RankedKey threshold = select_threshold(team, list, size, p.top_k, nullptr, 0, scratch);
       const int kept = compact(team, list, size, threshold, scratch);
@@ -247,18 +251,15 @@ struct GroupCandidates {
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    if (walk.count == 0) return;
-    if (threadIdx.x == 0) {
-      shared.walk = walk;
-      shared.item = item;
-    }
+    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
+    if (threadIdx.x == 0) shared.walk = walk;
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }
 
   // The scorers: scores the keys of the walk and appends candidates.
-  __device__ __forceinline__ void scan(const KeyWalk& walk) const {
-    const int tiles = (walk.count + L::kTileKeys - 1) / L::kTileKeys;
+  __device__ __forceinline__ void scan() const {
+    const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
       cut_lists();
@@ -284,7 +285,7 @@ struct GroupCandidates {
                                                     const Rank& rank) const {
     const QueryTeam<L> team;
     const int query = team.query, wanted = rank(query);
-    RankedKey* list = lists + query * kCandidateCapacity;
+    RankedKey* list = lists() + query * kCandidateCapacity;
     RankedKey threshold = kEveryKey;
     if (wanted > 0 && wanted <= sampled) {
       if (team.rank == 0)

@@ -47,7 +47,6 @@ struct MergeLists {
   PieceRest* rests;
   int* counts;
   unsigned* arrived;
-  int pieces;
 };
 
 // The scorers' work on one item.
@@ -55,14 +54,23 @@ template <class L>
 struct GroupSelection {
   static constexpr int kQueries = L::kGroupQueries;
 
+  // Nothing of a group stands in registers: the scan has none to spare.
   const IndexTopkCudaParams& p;
-  Item item;
+  const IndexTopkPlan& plan;
   GroupShared<L>& shared;
-  RankedKey* lists;  // [kQueries][kCandidateCapacity]
-  MergeLists merge;
   RingPlace<L::kStages>& place;
   GroupState& state = shared.state;
-  GroupCandidates<L> candidates{p, item, shared, lists, place};
+  const Item& item = shared.item;
+  GroupCandidates<L> candidates{p, shared, place};
+
+  __device__ __forceinline__ MergeLists merge() const {
+    auto* workspace = static_cast<std::uint8_t*>(p.workspace);
+    auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
+    auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
+    const std::int64_t pieces = std::int64_t{p.num_queries} * plan.pieces;
+    return {merged, reinterpret_cast<PieceRest*>(merged + pieces * p.top_k), counters,
+            reinterpret_cast<unsigned*>(counters + p.num_queries)};
+  }
 
   static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
   static __device__ __forceinline__ bool any(bool value) {
@@ -101,7 +109,8 @@ struct GroupSelection {
   __device__ __forceinline__ void finish() const {
     const QueryTeam<L> team;
     if (team.query < item.queries && !state.written[team.query]) {
-      write_row(team, lists + team.query * kCandidateCapacity, state.count[team.query]);
+      write_row(team, candidates.lists() + team.query * kCandidateCapacity,
+                state.count[team.query]);
     }
   }
 
@@ -133,10 +142,10 @@ struct GroupSelection {
   // with high scores.
   __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
     const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-    const int own = (blocks - item.piece + merge.pieces - 1) / merge.pieces;
-    const bool has_last = own > 0 && item.piece + (own - 1) * merge.pieces == blocks - 1;
+    const int own = (blocks - item.piece + plan.pieces - 1) / plan.pieces;
+    const bool has_last = own > 0 && item.piece + (own - 1) * plan.pieces == blocks - 1;
     const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
-    return {keys.first + item.piece * kBlockRows, max(count, 0), (merge.pieces - 1) * kBlockRows};
+    return {keys.first + item.piece * kBlockRows, max(count, 0), (plan.pieces - 1) * kBlockRows};
   }
 
   // Asks for the first pages of a piece, so that they come while the sample is scored.
@@ -167,12 +176,12 @@ struct GroupSelection {
   // Whether pieces are so short that a list takes all their keys: then no sample is needed.
   __device__ __forceinline__ bool pieces_fit(const KeyWalk& keys) const {
     const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-    return (blocks + merge.pieces - 1) / merge.pieces * kBlockRows <= kCandidateLimit;
+    return (blocks + plan.pieces - 1) / plan.pieces * kBlockRows <= kCandidateLimit;
   }
   // How many of its best keys such a piece publishes: the number among a query's best k is about
   // mean, with deviation sqrt(mean) at most.
   __device__ __forceinline__ int quota() const {
-    const float mean = static_cast<float>(p.top_k) / merge.pieces;
+    const float mean = static_cast<float>(p.top_k) / plan.pieces;
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
   }
 
@@ -180,14 +189,14 @@ struct GroupSelection {
   __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
     const int query = team.query, size = state.count[query];
     const std::int64_t row = item.first_query + query;
-    const RankedKey* list = lists + query * kCandidateCapacity;
+    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
     SelectScratch& scratch = shared.select[query];
     const Room free = room();
     const RankedKey threshold =
         select_threshold(team, list, size, p.top_k, free.words, free.count, scratch);
-    if (team.rank == 0) scratch.slot = atomicAdd(&merge.counts[row], min(size, p.top_k));
+    if (team.rank == 0) scratch.slot = atomicAdd(&merge().counts[row], min(size, p.top_k));
     team.sync();
-    append_keys(team, list, size, threshold, kNoKey, merge.keys + row * merge.pieces * p.top_k,
+    append_keys(team, list, size, threshold, kNoKey, merge().keys + row * plan.pieces * p.top_k,
                 scratch);
   }
 
@@ -196,8 +205,8 @@ struct GroupSelection {
   __device__ __forceinline__ void publish_quota(const QueryTeam<L>& team) const {
     const int query = team.query, size = state.count[query], most = quota();
     const std::int64_t row = item.first_query + query;
-    const RankedKey* list = lists + query * kCandidateCapacity;
-    RankedKey* to = merge.keys + row * merge.pieces * p.top_k + item.piece * most;
+    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
+    RankedKey* to = merge().keys + row * plan.pieces * p.top_k + item.piece * most;
     SelectScratch& scratch = shared.select[query];
     const Room free = room();
     const RankedKey threshold =
@@ -206,7 +215,7 @@ struct GroupSelection {
     team.sync();
     append_keys(team, list, size, threshold, kNoKey, to, scratch);
     for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
-    if (team.rank == 0) merge.rests[row * merge.pieces + item.piece] = {threshold, size};
+    if (team.rank == 0) merge().rests[row * plan.pieces + item.piece] = {threshold, size};
   }
 
   // A team of a group's last block: writes its query's row from the quotas. A piece whose quota all went
@@ -214,23 +223,23 @@ struct GroupSelection {
   __device__ __forceinline__ void merge_quotas(const QueryTeam<L>& team) const {
     const int query = team.query;
     const std::int64_t row = item.first_query + query;
-    RankedKey* merged = merge.keys + row * merge.pieces * p.top_k;
-    const PieceRest* rests = merge.rests + row * merge.pieces;
+    RankedKey* merged = merge().keys + row * plan.pieces * p.top_k;
+    const PieceRest* rests = merge().rests + row * plan.pieces;
     SelectScratch& scratch = shared.select[query];
     const Room free = room();
-    int size = merge.pieces * quota();
+    int size = plan.pieces * quota();
     const int wanted = min(p.top_k, candidates.range(query));
     RankedKey threshold =
         select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
     bool more = false;
-    for (int i = team.rank; i < merge.pieces; i += team.size) more |= rests[i].bound > threshold;
+    for (int i = team.rank; i < plan.pieces; i += team.size) more |= rests[i].bound > threshold;
     if (barrier_any(team.barrier, team.size, more)) {
-      for (int piece = 0; piece < merge.pieces; ++piece) {
+      for (int piece = 0; piece < plan.pieces; ++piece) {
         const PieceRest rest = rests[piece];
         if (rest.bound <= threshold) continue;
         // Pieces of a group are neighbouring blocks'.
         const RankedKey* own =
-            lists + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
+            candidates.lists() + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
         const RankedKey least = max(threshold, select_threshold(team, own, rest.size, p.top_k,
                                                                 free.words, free.count, scratch));
         if (team.rank == 0) scratch.slot = size;
@@ -259,7 +268,7 @@ struct GroupSelection {
     if (threadIdx.x == 0) {
       __threadfence();
       state.last =
-          atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
+          atomicAdd(&merge().arrived[item.group], 1u) + 1 == static_cast<unsigned>(plan.pieces);
       __threadfence();
     }
     sync();
@@ -271,9 +280,9 @@ struct GroupSelection {
     bool complete = true;
     if (present) {
       const std::int64_t row = item.first_query + team.query;
-      const int size = *static_cast<volatile int*>(&merge.counts[row]);
+      const int size = *static_cast<volatile int*>(&merge().counts[row]);
       complete = size >= min(p.top_k, candidates.range(team.query));
-      if (complete) write_row(team, merge.keys + row * merge.pieces * p.top_k, size);
+      if (complete) write_row(team, merge().keys + row * plan.pieces * p.top_k, size);
     }
     const bool again = any(!complete);
     if (team.rank == 0) {
@@ -292,7 +301,7 @@ struct GroupSelection {
     if (p.seeds == nullptr) return {};
     // Their scores fill the lists up to kMostSampled.
     static_assert((kCandidateCapacity - kMostSampled - 1) * 2 >= kMostSampled);
-    auto* listed = reinterpret_cast<int*>(lists + kMostSampled + 1);
+    auto* listed = reinterpret_cast<int*>(candidates.lists() + kMostSampled + 1);
     return list_seeds<L>(p, item, state, keys, kMostSampled, listed,
                          reinterpret_cast<std::uint32_t*>(shared.keys), sizeof shared.keys / 4,
                          shared.select[0]);
@@ -302,61 +311,65 @@ struct GroupSelection {
   // too few or too many, the sample; the scan; where the sample misled, scans that take every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     enum Round { kSeeds, kSample, kScan, kEvery };
-    const bool split = merge.pieces > 1;
-    const KeyWalk scanned = split ? piece_of(keys) : keys;
-    const bool by_quota = split && pieces_fit(keys);
-    const auto sample = [&] {
-      return sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
+    const bool split = plan.pieces > 1;
+    const auto piece = [&](const KeyWalk& all) { return split ? piece_of(all) : all; };
+    const auto sample = [&](const KeyWalk& all) {
+      return sampled_keys(all, split ? kMostSampledByPiece : kMostSampled);
     };
     Round round = kScan;
-    KeyWalk walk = scanned;
-    if (keys.count > kCandidateLimit && !by_quota) {
-      walk = seeded_keys(keys);
-      round = walk.count > 0 ? kSeeds : kSample;
-      if (round == kSample) walk = sample();
+    KeyWalk first = piece(keys);
+    if (keys.count > kCandidateLimit && !(split && pieces_fit(keys))) {
+      first = seeded_keys(keys);
+      round = first.count > 0 ? kSeeds : kSample;
+      if (round == kSample) first = sample(keys);
     }
-    candidates.begin(walk);
-    if (split && round != kScan) prefetch(scanned);
+    if (threadIdx.x == 0) shared.range = keys;
+    candidates.begin(first);
+    if (split && round != kScan) prefetch(piece(keys));
     candidates.scores.stage_queries();
     sync();
     for (;;) {
-      candidates.scan(walk);
+      candidates.scan();
+      const KeyWalk all = shared.range;
       if (round == kSeeds || round == kSample) {
-        const int scored = walk.count;
+        const int scored = shared.walk.count;
         bool found = true;
         if (round == kSeeds) {
           found = candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
             return candidates.range(query) > kCandidateLimit ? p.top_k : 0;
           });
         }
-        walk = found ? scanned : sample();
+        const KeyWalk next = found ? piece(all) : sample(all);
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
         // The sample of a piece is small enough to leave the keys' room alone.
         static_assert(sizeof shared.staged / 4 / kQueries > kMostSampledByPiece);
         const bool begins = split || round == kSeeds;
-        if (begins) candidates.begin(walk);
+        if (begins) candidates.begin(next);
         if (round == kSample) {
           candidates.choose_thresholds(
               scored,
               split ? QueryTeam<L>::share(shared.staged, sizeof shared.staged)
                     : room_beside_queries(),
-              [&](int query) { return candidates.rank_in_sample(query, scored, keys.count); });
+              [&](int query) { return candidates.rank_in_sample(query, scored, all.count); });
         }
-        if (!begins) candidates.begin(walk);
+        if (!begins) candidates.begin(next);
         round = found ? kScan : kSample;
         continue;
       }
+      const bool by_quota = split && pieces_fit(all);
       const bool again = split && round == kScan ? merge_pieces(by_quota) : !settle();
       if (split && (by_quota || !state.last)) return;
       if (!again) break;
-      walk = keys;
-      candidates.begin(walk);
+      candidates.begin(all);
       round = kEvery;
     }
     finish();
   }
 
-  __device__ __forceinline__ void run() const {
+  // A block's item: a group of queries, or a piece of its keys.
+  __device__ __forceinline__ void run(const Item& next) const {
+    if (threadIdx.x == 0) shared.item = next;
+    sync();
     const KeyWalk keys = open_group();
     if (keys.count > 0) {
       select(keys);
@@ -385,21 +398,12 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
 template <class L>
 __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
-  auto* workspace = static_cast<std::uint8_t*>(p.workspace);
-  auto* lists = reinterpret_cast<RankedKey*>(workspace) +
-                std::int64_t{blockIdx.x} * L::kGroupQueries * kCandidateCapacity;
-  auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
-  auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
-  const std::int64_t pieces = std::int64_t{p.num_queries} * plan.pieces;
-  const MergeLists merge{merged, reinterpret_cast<PieceRest*>(merged + pieces * p.top_k), counters,
-                         reinterpret_cast<unsigned*>(counters + p.num_queries), plan.pieces};
   RingPlace<L::kStages> place;
   for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
     // Later queries usually have more keys: the longest first.
     const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
-    const Item item{group, i % plan.pieces, first,
-                    min(plan.queries_per_group, p.num_queries - first)};
-    GroupSelection<L>{p, item, shared, lists, merge, place}.run();
+    GroupSelection<L>{p, plan, shared, place}.run(
+        {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
   }
   if (threadIdx.x == 0) shared.walk.count = -1;
   barrier_sync(kScanBarrier, kThreads);

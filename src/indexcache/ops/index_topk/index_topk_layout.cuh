@@ -154,7 +154,8 @@ struct GroupShared {
   alignas(L::kStaged * 32 * sizeof(StagedScore)) StagedScore staged[kWarps][L::kStaged][32];
   alignas(128) float scales[L::kStages][L::kTileKeys];
   std::uint64_t full[L::kStages], empty[L::kStages];
-  KeyWalk walk;  // what the fetchers are to fetch; count < 0: no more
+  KeyWalk walk;   // what the fetchers are to fetch; count < 0: no more
+  KeyWalk range;  // all keys of the group
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];

@@ -24,7 +24,6 @@ struct GroupScores {
   using Sums = float[2][kOwn][kSums];  // of row g and g + 8 of a block
 
   const IndexTopkCudaParams& p;
-  Item item;
   GroupShared<L>& shared;
 
   // The scorers: queries into shared memory as the products' B.
@@ -35,8 +34,8 @@ struct GroupScores {
       const int query = part * kQueries + L::column_query(column % 8 / 2, column % 2);
       const int head = L::column_head(column / 8, column % 8 / 2, column % 2);
       uint4 words = {0, 0, 0, 0};
-      if (query < item.queries && head < p.num_heads) {
-        const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
+      if (query < shared.item.queries && head < p.num_heads) {
+        const std::int64_t row = std::int64_t{shared.item.first_query + query} * p.num_heads + head;
         words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
       }
       std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
@@ -54,9 +53,10 @@ struct GroupScores {
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
       const int query = own_query(i % 2), head = L::column_head(i / 2, threadIdx.x % 4, i % 2);
-      weights[i] = query < item.queries && head < p.num_heads
-                       ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
-                       : 0.0f;
+      weights[i] =
+          query < shared.item.queries && head < p.num_heads
+              ? p.weights[std::int64_t{shared.item.first_query + query} * p.num_heads + head]
+              : 0.0f;
     }
   }
 
