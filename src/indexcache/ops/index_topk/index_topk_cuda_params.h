@@ -14,7 +14,7 @@ enum class IndexKeyFormat { kE4M3, kBFloat16 };
 //   kE4M3      q [M, H, 128] e4m3 (its scale folded into the weights), keys [N, 128] e4m3,
 //              key_scale [N] fp32 > 0: the score is key_scale[s] * sum_h weights[h] relu(q[h] . k[s])
 //   kBFloat16  q and keys bf16, key_scale null
-// q and keys are aligned to 16 bytes.
+// q, keys and key_scale are aligned to 16 bytes.
 //
 // Pages (e4m3 only), where block_table is not null: key s of a request is at s % 64 of the page
 // block_table[request * table_stride + s / 64], which begins page * page_stride bytes after `keys` and
