@@ -154,16 +154,19 @@ struct GroupCandidates {
         i < kQueries && shared.state.count[i] > kCandidateLimit && !shared.state.settled[i]);
   }
 
-  // The scorers: cuts those lists to the best k, whose least becomes the threshold. There is no room
-  // to do it in: keys are on their way.
+  // The scorers: cuts those lists to the best k, whose least becomes the threshold. Keys are on their way
+  // meanwhile; what is staged makes room where nothing waits there.
   __device__ void cut_lists() const {
     GroupState& state = shared.state;
+    barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
     if (size > kCandidateLimit && !state.settled[query]) {
       RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
-      const RankedKey threshold = select_threshold(team, list, size, p.top_k, nullptr, 0, scratch);
+      const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
+      const RankedKey threshold =
+          select_threshold(team, list, size, p.top_k, free.words, free.count, scratch);
       const int kept = compact(team, list, size, threshold, scratch);
       if (team.rank == 0) {
         state.count[query] = kept;

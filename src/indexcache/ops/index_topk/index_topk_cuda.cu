@@ -14,10 +14,9 @@
 // sample decides the time only. At last a warp a query selects the best k of the list, and puts
 // their indices in ascending order by way of a bit for each key of a stretch.
 //
-// Few groups (decode): the range of each is cut in pieces, a block each. Every block draws the same
-// sample of the whole range, hence the same thresholds, scans its piece, and adds the best k of its
-// list to the query's merged list. The block that comes last selects from that, or where the sample
-// misled, scans the whole range as above. No block waits for another.
+// Few groups (decode): the range of each is cut in pieces, a block each. A block scans its piece and
+// publishes its share of the best k and some more; the block that comes last selects from what all
+// published, and from the lists of pieces that turn out to have more. No block waits for another.
 //
 // A score's rounding is a function of the number of heads alone: four sums, of the heads h with
 // (h / 2) % 4 = 0 .. 3, each ascending in fused multiply-adds; then (s0 + s1) + (s2 + s3), times
@@ -40,12 +39,11 @@ struct PieceRest {
   int size;
 };
 
-// Where the pieces of a query meet: [M][pieces * k] keys, their number, [M][pieces] rests, and how
-// many pieces of a group are in.
+// Where the pieces of a query meet: [M][pieces * k] keys, [M][pieces] rests, and how many pieces of a
+// group are in.
 struct MergeLists {
   RankedKey* keys;
   PieceRest* rests;
-  int* counts;
   unsigned* arrived;
 };
 
@@ -66,10 +64,10 @@ struct GroupSelection {
   __device__ __forceinline__ MergeLists merge() const {
     auto* workspace = static_cast<std::uint8_t*>(p.workspace);
     auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
-    auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
-    const std::int64_t pieces = std::int64_t{p.num_queries} * plan.pieces;
-    return {merged, reinterpret_cast<PieceRest*>(merged + pieces * p.top_k), counters,
-            reinterpret_cast<unsigned*>(counters + p.num_queries)};
+    return {
+        merged,
+        reinterpret_cast<PieceRest*>(merged + std::int64_t{p.num_queries} * plan.pieces * p.top_k),
+        reinterpret_cast<unsigned*>(workspace + plan.lists_bytes + plan.merge_bytes)};
   }
 
   static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
@@ -148,18 +146,6 @@ struct GroupSelection {
     return {keys.first + item.piece * kBlockRows, max(count, 0), (plan.pieces - 1) * kBlockRows};
   }
 
-  // Asks for the first pages of a piece, so that they come while the sample is scored.
-  __device__ __forceinline__ void prefetch(KeyWalk piece) const {
-    if constexpr (L::kPaged) {
-      constexpr int kPages = 32, kPageBytes = kPageScales + 4 * kPageKeys;
-      const int request = p.tokens_per_request > 0 ? item.group : 0;
-      const int place = static_cast<int>(threadIdx.x) * kPageKeys;
-      if (threadIdx.x < kPages && place < piece.count) {
-        prefetch_l2(page_of_key(p, request, piece.key_in_blocks(place)), kPageBytes);
-      }
-    }
-  }
-
   // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
   __device__ __forceinline__ bool settle() const {
     bool again = false;
@@ -173,36 +159,16 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // Whether pieces are so short that a list takes all their keys: then no sample is needed.
-  __device__ __forceinline__ bool pieces_fit(const KeyWalk& keys) const {
-    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-    return (blocks + plan.pieces - 1) / plan.pieces * kBlockRows <= kCandidateLimit;
-  }
-  // How many of its best keys such a piece publishes: the number among a query's best k is about
+  // How many of its best keys a piece publishes at first: the number among a query's best k is about
   // mean, with deviation sqrt(mean) at most.
   __device__ __forceinline__ int quota() const {
     const float mean = static_cast<float>(p.top_k) / plan.pieces;
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
   }
 
-  // A team: the best of its query's list, k at most, join the merged list.
-  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
-    const int query = team.query, size = state.count[query];
-    const std::int64_t row = item.first_query + query;
-    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
-    SelectScratch& scratch = shared.select[query];
-    const Room free = room();
-    const RankedKey threshold =
-        select_threshold(team, list, size, p.top_k, free.words, free.count, scratch);
-    if (team.rank == 0) scratch.slot = atomicAdd(&merge().counts[row], min(size, p.top_k));
-    team.sync();
-    append_keys(team, list, size, threshold, kNoKey, merge().keys + row * plan.pieces * p.top_k,
-                scratch);
-  }
-
-  // A team: the best `quota` keys of a whole piece to their places among the merged, filled up with
+  // A team: the best `quota` keys of its query's list to their places among the merged, filled up with
   // keys below all others, and what is left.
-  __device__ __forceinline__ void publish_quota(const QueryTeam<L>& team) const {
+  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
     const int query = team.query, size = state.count[query], most = quota();
     const std::int64_t row = item.first_query + query;
     const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
@@ -218,9 +184,9 @@ struct GroupSelection {
     if (team.rank == 0) merge().rests[row * plan.pieces + item.piece] = {threshold, size};
   }
 
-  // A team of a group's last block: writes its query's row from the quotas. A piece whose quota all went
-  // into the result may have more: its best k then join the merged keys.
-  __device__ __forceinline__ void merge_quotas(const QueryTeam<L>& team) const {
+  // A team of a group's last block: writes its query's row from what the pieces published. A piece of
+  // which all went into the result may have more: its best k then join, still in its block's list.
+  __device__ __forceinline__ void write_merged(const QueryTeam<L>& team) const {
     const int query = team.query;
     const std::int64_t row = item.first_query + query;
     RankedKey* merged = merge().keys + row * plan.pieces * p.top_k;
@@ -253,16 +219,15 @@ struct GroupSelection {
     write_reaching(team, merged, size, threshold);
   }
 
-  // After the piece was scanned. Whether this block, the last of its group, has to scan all keys;
-  // state.last tells whether it is the last.
-  __device__ __forceinline__ bool merge_pieces(bool by_quota) const {
+  // The best keys of a piece join the merged ones; the group's last block writes the rows. No sample: a
+  // list that fills up is cut to its best k, so that it always holds those of what was scanned.
+  __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
+    candidates.begin(piece_of(keys));
+    candidates.scores.stage_queries();
+    sync();
+    candidates.scan();
     const QueryTeam<L> team;
-    const bool present = team.query < item.queries;
-    if (present && by_quota) {
-      publish_quota(team);
-    } else if (present) {
-      publish(team);
-    }
+    if (team.query < item.queries) publish(team);
     sync();
     // The barriers carry what the fences of one thread order to and from the others.
     if (threadIdx.x == 0) {
@@ -272,28 +237,7 @@ struct GroupSelection {
       __threadfence();
     }
     sync();
-    if (!state.last) return false;
-    if (by_quota) {
-      if (present) merge_quotas(team);
-      return false;
-    }
-    bool complete = true;
-    if (present) {
-      const std::int64_t row = item.first_query + team.query;
-      const int size = *static_cast<volatile int*>(&merge().counts[row]);
-      complete = size >= min(p.top_k, candidates.range(team.query));
-      if (complete) write_row(team, merge().keys + row * plan.pieces * p.top_k, size);
-    }
-    const bool again = any(!complete);
-    if (team.rank == 0) {
-      state.settled[team.query] = state.written[team.query] = complete;
-      state.threshold[team.query] = complete ? kNoKey : kEveryKey;
-      state.count[team.query] = 0;
-    }
-    sync();
-    if (again) candidates.scores.stage_queries();  // the result's bits stood in their place
-    sync();
-    return again;
+    if (state.last && team.query < item.queries) write_merged(team);
   }
 
   // The keys that seeds name, or none.
@@ -307,61 +251,44 @@ struct GroupSelection {
                          shared.select[0]);
   }
 
-  // From the keys to the rows of the result, or to the merged list. Rounds: the seeds; where they name
-  // too few or too many, the sample; the scan; where the sample misled, scans that take every key.
+  // From the keys to the rows of the result. Rounds: the seeds; where they name too few or too many,
+  // the sample; the scan; where the sample misled, a scan that takes every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     enum Round { kSeeds, kSample, kScan, kEvery };
-    const bool split = plan.pieces > 1;
-    const auto piece = [&](const KeyWalk& all) { return split ? piece_of(all) : all; };
-    const auto sample = [&](const KeyWalk& all) {
-      return sampled_keys(all, split ? kMostSampledByPiece : kMostSampled);
-    };
     Round round = kScan;
-    KeyWalk first = piece(keys);
-    if (keys.count > kCandidateLimit && !(split && pieces_fit(keys))) {
+    KeyWalk first = keys;
+    if (keys.count > kCandidateLimit) {
       first = seeded_keys(keys);
       round = first.count > 0 ? kSeeds : kSample;
-      if (round == kSample) first = sample(keys);
+      if (round == kSample) first = sampled_keys(keys);
     }
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
-    if (split && round != kScan) prefetch(piece(keys));
     candidates.scores.stage_queries();
     sync();
     for (;;) {
       candidates.scan();
       const KeyWalk all = shared.range;
-      if (round == kSeeds || round == kSample) {
-        const int scored = shared.walk.count;
-        bool found = true;
-        if (round == kSeeds) {
-          found = candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
-            return candidates.range(query) > kCandidateLimit ? p.top_k : 0;
-          });
-        }
-        const KeyWalk next = found ? piece(all) : sample(all);
+      const int scored = shared.walk.count;
+      if (round == kSeeds) {
+        const bool found = candidates.choose_thresholds(
+            scored, room_beside_queries(),
+            [&](int query) { return candidates.range(query) > kCandidateLimit ? p.top_k : 0; });
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
-        // The sample of a piece is small enough to leave the keys' room alone.
-        static_assert(sizeof shared.staged / 4 / kQueries > kMostSampledByPiece);
-        const bool begins = split || round == kSeeds;
-        if (begins) candidates.begin(next);
-        if (round == kSample) {
-          candidates.choose_thresholds(
-              scored,
-              split ? QueryTeam<L>::share(shared.staged, sizeof shared.staged)
-                    : room_beside_queries(),
-              [&](int query) { return candidates.rank_in_sample(query, scored, all.count); });
-        }
-        if (!begins) candidates.begin(next);
+        candidates.begin(found ? all : sampled_keys(all));
         round = found ? kScan : kSample;
-        continue;
+      } else if (round == kSample) {
+        candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
+          return candidates.rank_in_sample(query, scored, all.count);
+        });
+        candidates.begin(all);
+        round = kScan;
+      } else if (settle()) {
+        break;
+      } else {
+        candidates.begin(all);
+        round = kEvery;
       }
-      const bool by_quota = split && pieces_fit(all);
-      const bool again = split && round == kScan ? merge_pieces(by_quota) : !settle();
-      if (split && (by_quota || !state.last)) return;
-      if (!again) break;
-      candidates.begin(all);
-      round = kEvery;
     }
     finish();
   }
@@ -371,7 +298,9 @@ struct GroupSelection {
     if (threadIdx.x == 0) shared.item = next;
     sync();
     const KeyWalk keys = open_group();
-    if (keys.count > 0) {
+    if (keys.count > 0 && plan.pieces > 1) {
+      select_in_pieces(keys);
+    } else if (keys.count > 0) {
       select(keys);
     } else if (item.piece == 0) {
       finish();

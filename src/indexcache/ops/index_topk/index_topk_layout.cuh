@@ -24,7 +24,7 @@ constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2;
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
-constexpr int kMostSampled = 5119, kMostSampledByPiece = 1023;
+constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 
 struct E4m3 {
@@ -68,8 +68,8 @@ struct KeyWalk {
   }
 };
 
-__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int most) {
-  const int range = keys.count, count = min(range / kSampleShare, most);
+__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys) {
+  const int range = keys.count, count = min(range / kSampleShare, kMostSampled);
   return {keys.first, count, 0, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
@@ -135,7 +135,7 @@ struct GroupState {
   int start[8], end[8];
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
-  bool last;  // this block's piece was the last of its group
+  bool last;  // this block is the last of its group
 };
 
 // A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's

@@ -73,7 +73,7 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   plan.lists_bytes = std::int64_t{plan.blocks} * plan.columns_per_group * kCandidateCapacity * 8;
   if (plan.pieces > 1) {
     plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * (p.top_k * 8 + 16);
-    plan.counter_bytes = aligned(std::int64_t{4} * (p.num_queries + plan.groups));
+    plan.counter_bytes = aligned(std::int64_t{4} * plan.groups);
   }
   plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes + plan.counter_bytes;
   return plan;
