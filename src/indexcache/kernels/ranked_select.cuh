@@ -11,12 +11,6 @@ namespace indexcache::device {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-__device__ __forceinline__ unsigned lanes_before() {
-  unsigned mask;
-  asm("mov.u32 %0, %%lanemask_lt;" : "=r"(mask));
-  return mask;
-}
-
 // Whole warps of a block that work on one list: `rank` is the caller's place among the `size`
 // threads, `barrier` the numbered barrier at which they meet.
 template <int threads>
@@ -35,13 +29,18 @@ struct SelectScratch {
   int slot;  // the next place in a list that threads append to
 };
 
-// A warp: the next places in a list, for the lanes that want one.
-__device__ __forceinline__ int take_place(int* next, bool wanted) {
-  const unsigned takers = __ballot_sync(kAllLanes, wanted);
-  if (takers == 0) return 0;
+// A warp: the next places in a list, as many as each lane wants.
+__device__ __forceinline__ int take_places(int* next, int wanted) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int through = wanted;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kAllLanes, through, step);
+    if (lane >= step) through += before;
+  }
   int from = 0;
-  if (threadIdx.x % 32 == 0) from = atomicAdd(next, __popc(takers));
-  return __shfl_sync(kAllLanes, from, 0) + __popc(takers & lanes_before());
+  if (lane == 31 && through > 0) from = atomicAdd(next, through);
+  return __shfl_sync(kAllLanes, from, 31) + through - wanted;
 }
 
 // visit(key, valid) for every key of the list (or rank, the upper half of one), several loads in
@@ -189,42 +188,54 @@ __device__ __noinline__ RankedKey select_threshold(const Team& team, const Ranke
   return find_threshold(team, list, size, wanted, join(team, own, scratch), scratch).key;
 }
 
+// take(key, place) for the keys of [low, high), places from scratch.slot on, which the team has agreed
+// on. In a list's own place if `within`: what is overwritten has been read.
+template <bool within = false, class Team, class Take>
+__device__ __forceinline__ void take_keys(const Team& team, const RankedKey* list, int size,
+                                          RankedKey low, RankedKey high, SelectScratch& scratch,
+                                          const Take& take) {
+  constexpr int kBatch = 8;
+#pragma unroll 1
+  for (int base = 0; base < size; base += kBatch * Team::size) {
+    RankedKey keys[kBatch];
+    unsigned wanted = 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = base + i * Team::size + team.rank;
+      keys[i] = at < size ? list[at] : kEveryKey;  // which is no key's
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const bool takes = keys[i] >= low && keys[i] < high && keys[i] != kEveryKey;
+      wanted |= static_cast<unsigned>(takes) << i;
+    }
+    if (within) team.sync();
+    int place = take_places(&scratch.slot, __popc(wanted));
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (wanted >> i & 1) take(keys[i], place++);
+    }
+  }
+  team.sync();
+}
+
 // Keeps, in place, the keys that reach the threshold; returns how many.
 template <class Team>
 __device__ __forceinline__ int compact(const Team& team, RankedKey* list, int size,
                                        RankedKey threshold, SelectScratch& scratch) {
-  constexpr int kBatch = 8;
   if (team.rank == 0) scratch.slot = 0;
-  for (int base = 0; base < size; base += kBatch * Team::size) {
-    RankedKey keys[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = base + i * Team::size + team.rank;
-      keys[i] = at < size ? list[at] : 0;
-    }
-    team.sync();  // what is overwritten now has been read
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const bool keep = base + i * Team::size + team.rank < size && keys[i] >= threshold;
-      const int place = take_place(&scratch.slot, keep);
-      if (keep) list[place] = keys[i];
-    }
-  }
-  team.sync();
+  take_keys<true>(team, list, size, threshold, kNoKey, scratch,
+                  [&](RankedKey key, int place) { list[place] = key; });
   return scratch.slot;
 }
 
-// Appends the keys of [low, high) to `to`, from scratch.slot on, which the team has agreed on.
+// Appends the keys of [low, high) to `to`.
 template <class Team>
 __device__ __forceinline__ void append_keys(const Team& team, const RankedKey* list, int size,
                                             RankedKey low, RankedKey high, RankedKey* to,
                                             SelectScratch& scratch) {
-  for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-    const bool wanted = valid && key >= low && key < high;
-    const int place = take_place(&scratch.slot, wanted);
-    if (wanted) to[place] = key;
-  });
-  team.sync();
+  take_keys(team, list, size, low, high, scratch,
+            [&](RankedKey key, int place) { to[place] = key; });
 }
 
 // The sum of `own` over the threads before this one; `all` gets that over all of them.
@@ -256,7 +267,7 @@ __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, u
 // range at a time; an index's place is the number of bits before its own, of which every word's share
 // is noted beside it. `room`: kOrderWords words of shared memory.
 constexpr int kMostOrdered = 2048;
-constexpr int kOwnWords = 32;  // of bits, a thread's
+constexpr int kOwnWords = 32;  // of bits, a thread's at most
 template <class Team>
 constexpr int kOrderWords = kMostOrdered + Team::size*(kOwnWords + 1 + (kOwnWords + 2) / 2);
 
@@ -265,47 +276,47 @@ __device__ __noinline__ int write_ascending(const Team& team, const RankedKey* l
                                             RankedKey threshold, int first, int range,
                                             std::int32_t* out, std::uint32_t* room,
                                             SelectScratch& scratch) {
-  constexpr int kStretch = 32 * kOwnWords * Team::size;
-  // A thread's words stand an odd number of words from its neighbours': lanes then meet no bank twice.
   auto* indices = reinterpret_cast<int*>(room);
-  std::uint32_t* bits = room + kMostOrdered;
-  auto* before = reinterpret_cast<std::uint16_t*>(bits + Team::size * (kOwnWords + 1));
-  std::uint32_t* own_bits = bits + team.rank * (kOwnWords + 1);
-  std::uint16_t* own_before = before + team.rank * (kOwnWords + 2);
-
   if (team.rank == 0) scratch.slot = 0;
   team.sync();
-  for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-    const bool wanted = valid && key >= threshold && key != kEveryKey;  // which is no key's
-    const int place = take_place(&scratch.slot, wanted);
-    if (wanted) indices[place] = key_index(key) - first;
-  });
-  team.sync();
+  take_keys(team, list, size, threshold, kNoKey, scratch,
+            [&](RankedKey key, int place) { indices[place] = key_index(key) - first; });
   const int taken = scratch.slot;
-  for (int base = 0; base < range; base += kStretch) {
-#pragma unroll 8
-    for (int i = 0; i < kOwnWords; ++i) own_bits[i] = 0;
+  // A thread's words: a power of two that covers the range at once, if there are so many. They stand an
+  // odd number of words from its neighbours': lanes then meet no bank twice.
+  const int needed = (range + 32 * Team::size - 1) / (32 * Team::size);
+  const int log = needed >= kOwnWords ? 5 : 32 - __clz(max(needed - 1, 0));
+  const int own_words = 1 << log, stretch = 32 * Team::size << log;
+  std::uint32_t* bits = room + kMostOrdered;
+  auto* before = reinterpret_cast<std::uint16_t*>(bits + Team::size * (own_words + 1));
+  std::uint32_t* own_bits = bits + team.rank * (own_words + 1);
+  std::uint16_t* own_before = before + team.rank * (own_words + 2);
+  for (int base = 0; base < range; base += stretch) {
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) own_bits[i] = 0;
     team.sync();
+#pragma unroll 4
     for (int i = team.rank; i < taken; i += Team::size) {
       const int bit = indices[i] - base, word = bit / 32;
-      if (bit >= 0 && bit < kStretch) atomicOr(&bits[word + word / kOwnWords], 1u << bit % 32);
+      if (bit >= 0 && bit < stretch) atomicOr(&bits[word + (word >> log)], 1u << bit % 32);
     }
     team.sync();
     unsigned own = 0, all = 0;
-#pragma unroll 8
-    for (int i = 0; i < kOwnWords; ++i) own += __popc(own_bits[i]);
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) own += __popc(own_bits[i]);
     unsigned through = sum_before(team, own, all, scratch);
-#pragma unroll 8
-    for (int i = 0; i < kOwnWords; ++i) {
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) {
       own_before[i] = static_cast<std::uint16_t>(through);
       through += __popc(own_bits[i]);
     }
     team.sync();
+#pragma unroll 4
     for (int i = team.rank; i < taken; i += Team::size) {
       const int bit = indices[i] - base, word = bit / 32;
-      if (bit < 0 || bit >= kStretch) continue;
-      const unsigned lower = bits[word + word / kOwnWords] & ((1u << bit % 32) - 1);
-      out[before[word + word / kOwnWords * 2] + __popc(lower)] = indices[i];
+      if (bit < 0 || bit >= stretch) continue;
+      const unsigned lower = bits[word + (word >> log)] & ((1u << bit % 32) - 1);
+      out[before[word + (word >> log) * 2] + __popc(lower)] = indices[i];
     }
     out += all;
     team.sync();

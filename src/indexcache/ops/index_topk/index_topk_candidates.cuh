@@ -39,17 +39,8 @@ struct GroupCandidates {
     int slot = 0;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
-      const int own = query == i ? wanted : 0;
-      int through = own;
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const int before = __shfl_up_sync(kAllLanes, through, step);
-        if (static_cast<int>(threadIdx.x) % 32 >= step) through += before;
-      }
-      int from = 0;
-      if (threadIdx.x % 32 == 31) from = atomicAdd(&shared.state.count[i], through);
-      from = __shfl_sync(kAllLanes, from, 31);
-      if (query == i) slot = from + through - own;
+      const int place = take_places(&shared.state.count[i], query == i ? wanted : 0);
+      if (query == i) slot = place;
     }
     return slot;
   }
@@ -203,7 +194,8 @@ struct GroupCandidates {
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
   // is full. Returns the next tile. The warpgroups go their own ways between looks.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
-    float weights[L::kWeights], floor[kOwn];
+    float4 weights[L::kHeld / 4];
+    float floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();

@@ -224,6 +224,7 @@ struct GroupSelection {
   __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
     candidates.begin(piece_of(keys));
     candidates.scores.stage_queries();
+    candidates.scores.stage_weights();
     sync();
     candidates.scan();
     const QueryTeam<L> team;
@@ -265,6 +266,7 @@ struct GroupSelection {
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
     candidates.scores.stage_queries();
+    candidates.scores.stage_weights();
     sync();
     for (;;) {
       candidates.scan();

@@ -99,7 +99,8 @@ struct Layout {
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
-  static constexpr int kWeights = kColumns / 4;              // of a thread
+  // A thread's weights, and how many of them stand in its registers: there is no room for 32.
+  static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 20 ? kWeights : 20;
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kPartBytes = kHalves * kBankBytes, kQueryBytes = kParts * kPartBytes;
   static constexpr int kBlockBytes = kHalves * kBlockRows * 128;  // 64 keys
@@ -153,6 +154,8 @@ struct GroupShared {
   // Of a lane every 32nd; aligned so that an address tells how many.
   alignas(L::kStaged * 32 * sizeof(StagedScore)) StagedScore staged[kWarps][L::kStaged][32];
   alignas(128) float scales[L::kStages][L::kTileKeys];
+  // What thread c of a quad has; the rows of four meet no bank twice.
+  alignas(16) float weights[L::kParts][4][L::kWeights + 4];
   std::uint64_t full[L::kStages], empty[L::kStages];
   KeyWalk walk;   // what the fetchers are to fetch; count < 0: no more
   KeyWalk range;  // all keys of the group

@@ -17,7 +17,7 @@ template <class L>
 struct GroupScores {
   using Format = typename L::Format;
   static constexpr int kQueries = L::kQueries, kColumns = L::kColumns;
-  static constexpr int kOwn = L::kOwn, kSums = L::kSums, kWeights = L::kWeights;
+  static constexpr int kOwn = L::kOwn, kSums = L::kSums, kWeights = L::kWeights, kHeld = L::kHeld;
   static constexpr int kRow = L::kRow, kSteps = L::kSteps, kHalves = L::kHalves;
 
   using Accumulators = float[kColumns / 2];
@@ -49,15 +49,24 @@ struct GroupScores {
     return L::part() * kQueries + L::column_query(threadIdx.x % 4, e);
   }
 
-  __device__ __forceinline__ void load_weights(float (&weights)[kWeights]) const {
-#pragma unroll
-    for (int i = 0; i < kWeights; ++i) {
-      const int query = own_query(i % 2), head = L::column_head(i / 2, threadIdx.x % 4, i % 2);
-      weights[i] =
+  // The scorers: the weights of all threads into shared memory.
+  __device__ __forceinline__ void stage_weights() const {
+    for (int i = threadIdx.x; i < L::kParts * 4 * kWeights; i += kScorers) {
+      const int column = i % kWeights, c = i / kWeights % 4, part = i / kWeights / 4;
+      const int query = part * kQueries + L::column_query(c, column % 2);
+      const int head = L::column_head(column / 2, c, column % 2);
+      shared.weights[part][c][column] =
           query < shared.item.queries && head < p.num_heads
               ? p.weights[std::int64_t{shared.item.first_query + query} * p.num_heads + head]
               : 0.0f;
     }
+  }
+  __device__ __forceinline__ const float4* own_weights() const {
+    return reinterpret_cast<const float4*>(shared.weights[L::part()][threadIdx.x % 4]);
+  }
+  __device__ __forceinline__ void load_weights(float4 (&held)[kHeld / 4]) const {
+#pragma unroll
+    for (int i = 0; i < kHeld / 4; ++i) held[i] = own_weights()[i];
   }
 
   // Row g of the warpgroup's block is this row of the tile.
@@ -95,13 +104,15 @@ struct GroupScores {
   }
 
   // The sums over heads.
-  __device__ __forceinline__ void reduce(const Accumulators& d, const float (&weights)[kWeights],
+  __device__ __forceinline__ void reduce(const Accumulators& d, const float4 (&held)[kHeld / 4],
                                          Sums& sums) const {
 #pragma unroll
-    for (int j = 0; j < kColumns / 8; ++j) {
+    for (int i = 0; i < kWeights / 4; ++i) {  // four columns of the thread, of two times eight
+      const float4 four = i < kHeld / 4 ? held[i < kHeld / 4 ? i : 0] : own_weights()[i];
+      const float weights[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int own = kQueries == 8 ? e : 0;
+      for (int column = 0; column < 4; ++column) {
+        const int j = 2 * i + column / 2, e = column % 2, own = kQueries == 8 ? e : 0;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float x = d[4 * j + 2 * r + e];
@@ -109,7 +120,7 @@ struct GroupScores {
             x = 0;  // 0 * inf is no 0
           }
           float& sum = sums[r][own][L::sum_of(j)];
-          sum = fmaf(relu(x), weights[2 * j + e], sum);
+          sum = fmaf(relu(x), weights[column], sum);
         }
       }
     }
