@@ -194,7 +194,7 @@ template <bool within = false, class Team, class Take>
 __device__ __forceinline__ void take_keys(const Team& team, const RankedKey* list, int size,
                                           RankedKey low, RankedKey high, SelectScratch& scratch,
                                           const Take& take) {
-  constexpr int kBatch = 8;
+  constexpr int kBatch = Team::size < 512 ? 16 : 8;
 #pragma unroll 1
   for (int base = 0; base < size; base += kBatch * Team::size) {
     RankedKey keys[kBatch];

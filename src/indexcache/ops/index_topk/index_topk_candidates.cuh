@@ -24,7 +24,6 @@ struct GroupCandidates {
   // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
   static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
   static constexpr std::uint32_t kStagedRoom = L::kStaged * kStagedStride - kStagedStride;
-  static_assert(kQueries <= 2 || kScorers / kQueries * kOwn * (L::kStaged - 1) <= kMostWaiting);
   static constexpr std::uint32_t kSecondOwn = 1u
                                               << 31;  // beside a place: of the lane's second query
   __device__ __forceinline__ std::uint32_t staged() const {
@@ -137,22 +136,38 @@ struct GroupCandidates {
     }
   }
 
-  // The scorers: whether a list may overflow before the next look.
-  __device__ __forceinline__ bool some_list_is_full() const {
-    const int i = threadIdx.x;
-    return barrier_any(
-        kScorersBarrier, kScorers,
-        i < kQueries && shared.state.count[i] > kCandidateLimit && !shared.state.settled[i]);
+  // A warp at look n, before the keys from n * kKeysPerLook on: whether look n - 1 found a list above
+  // the limit. The first warp looks; by the next look all have heard, so that hardly any waits.
+  __device__ __forceinline__ bool look(int n) const {
+    if (threadIdx.x < 32) {
+      const int i = threadIdx.x;
+      const bool above = __any_sync(kAllLanes, i < kQueries && is_full(i));
+      if (i == 0) shared.looks[n % kLooks] = 2 * n + above;
+    }
+    int before;
+    do {
+      before = shared.looks[(n - 1) % kLooks];
+    } while (before >> 1 != n - 1);
+    return before & 1;
+  }
+  __device__ __forceinline__ bool is_full(int query) const {
+    const int count = *static_cast<volatile int*>(&shared.state.count[query]);
+    return count > L::kLimit && !shared.state.settled[query];
+  }
+  // One thread, when no warp scans: the next is look n + 1.
+  __device__ __forceinline__ void reset_looks(int n) const {
+    for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
-  // The scorers: cuts those lists to the best k, whose least becomes the threshold. Keys are on their way
-  // meanwhile; what is staged makes room where nothing waits there.
-  __device__ void cut_lists() const {
+  // The scorers, before `tile`: cuts lists above the limit to the best k, whose least becomes the
+  // threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
+  __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
+    if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
-    if (size > kCandidateLimit && !state.settled[query]) {
+    if (is_full(query)) {
       RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
       const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
@@ -226,18 +241,12 @@ struct GroupCandidates {
         stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
         place = place.next();
       }
-      const bool looks = tile == stop;
-      bool full = false;
-      if constexpr (kQueries > 2) {  // what is staged may wait: at most kMostWaiting of a query
-        full = looks && some_list_is_full();
-        if (!looks || full || tile == tiles) append();
-      } else {
-        append();
-        full = looks && some_list_is_full();
-      }
-      if (!looks) continue;
+      // At a look what is staged may wait.
+      const bool looks = tile == stop && tile < tiles;
+      const bool full = looks && look(tile / L::kTilesPerLook);
+      if (!looks || full) append();
       if (full || tile == tiles) return tile;
-      stop = min(tile + L::kTilesPerLook, tiles);
+      if (looks) stop = min(tile + L::kTilesPerLook, tiles);
     }
   }
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
@@ -247,7 +256,10 @@ struct GroupCandidates {
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
     barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
-    if (threadIdx.x == 0) shared.walk = walk;
+    if (threadIdx.x == 0) {
+      shared.walk = walk;
+      reset_looks(0);
+    }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }
@@ -257,7 +269,7 @@ struct GroupCandidates {
     const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists();
+      cut_lists(tile);
     }
   }
 
@@ -269,7 +281,7 @@ struct GroupCandidates {
   // k keys of the query will reach. The number sampled among the best k is about mean, with
   // deviation sqrt(mean) at most. 0: every key.
   __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
-    if (range(query) <= kCandidateLimit) return 0;
+    if (range(query) <= kShortRange) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
     return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
   }

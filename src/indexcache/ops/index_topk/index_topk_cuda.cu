@@ -258,7 +258,7 @@ struct GroupSelection {
     enum Round { kSeeds, kSample, kScan, kEvery };
     Round round = kScan;
     KeyWalk first = keys;
-    if (keys.count > kCandidateLimit) {
+    if (keys.count > kShortRange) {
       first = seeded_keys(keys);
       round = first.count > 0 ? kSeeds : kSample;
       if (round == kSample) first = sampled_keys(keys);
@@ -275,7 +275,7 @@ struct GroupSelection {
       if (round == kSeeds) {
         const bool found = candidates.choose_thresholds(
             scored, room_beside_queries(),
-            [&](int query) { return candidates.range(query) > kCandidateLimit ? p.top_k : 0; });
+            [&](int query) { return candidates.range(query) > kShortRange ? p.top_k : 0; });
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
         candidates.begin(found ? all : sampled_keys(all));
         round = found ? kScan : kSample;

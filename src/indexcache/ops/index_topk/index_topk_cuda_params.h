@@ -54,12 +54,8 @@ struct IndexTopkCudaParams {
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
 };
 
-// How many candidates of a query a block may hold, how many keys it scans between two looks at their
-// number, and how many that it has seen may not be counted yet: before a look finds too many, so many
-// more may come.
-constexpr std::int32_t kCandidateCapacity = 8192;
-constexpr std::int32_t kKeysPerLook = 2048, kMostWaiting = 1024;
-constexpr std::int32_t kCandidateLimit = kCandidateCapacity - kKeysPerLook - kMostWaiting;
+// How many candidates of a query a block may hold, and of how many keys all are candidates.
+constexpr std::int32_t kCandidateCapacity = 8192, kShortRange = 5120;
 
 // How a call is cut: groups of neighbouring queries and, where these are fewer than the device has
 // multiprocessors, the key range of each in pieces. Persistent blocks take the items in turn. The

@@ -22,8 +22,9 @@ constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 // Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams.
 constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2;
 
-constexpr int kBlockRows = 64;    // of a matrix product
-constexpr int kSampleShare = 64;  // one key of so many is sampled
+constexpr int kKeysPerLook = 512, kLooks = 8;  // between two looks at lists; looks remembered
+constexpr int kBlockRows = 64;                 // of a matrix product
+constexpr int kSampleShare = 64;               // one key of so many is sampled
 constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 
@@ -107,6 +108,12 @@ struct Layout {
   static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
   static constexpr int kMostStaged = 2 * kOwn;                    // by a lane, of a tile
   static constexpr int kStaged = 8;
+  // A look may not count what is staged of a query, nor what the slowest warp has yet to score, which is
+  // a ring of tiles at most; a list that it lets pass is cut two looks later at the earliest.
+  static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
+  static constexpr int kMostUncounted = kLanesPerQuery * (kStaged - 1) + kStages * kTileKeys;
+  static constexpr int kLimit = kCandidateCapacity - 2 * kKeysPerLook - kMostUncounted;
+  static_assert(kLimit >= 2 * kMostOrdered && kStages <= (kLooks - 2) * kTilesPerLook);
 
   // This thread's part of the queries and block of the keys.
   static __device__ __forceinline__ int part() { return threadIdx.x / kWarpgroup % kParts; }
@@ -159,6 +166,8 @@ struct GroupShared {
   std::uint64_t full[L::kStages], empty[L::kStages];
   KeyWalk walk;   // what the fetchers are to fetch; count < 0: no more
   KeyWalk range;  // all keys of the group
+  // Of the last looks, look n at n % kLooks: twice n, plus 1 if a list was above the limit.
+  volatile int looks[kLooks];
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];
