@@ -134,17 +134,17 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
   const bool few_heads = p.num_heads <= 32;
   switch (plan.columns_per_group) {
     case 1:
-      return few_heads ? launch<Layout<E4m3, 1, 1, 32, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 1, 1, 64, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 1, 32, 5, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 1, 64, 5, 8, kPaged>>(p, plan, stream);
     case 2:
-      return few_heads ? launch<Layout<E4m3, 1, 2, 64, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 1, 2, 128, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 2, 64, 5, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 2, 128, 5, 8, kPaged>>(p, plan, stream);
     case 4:
-      return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 2, 2, 128, 8, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 2, 4, 128, 8, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 8, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
   }
 }
 
@@ -157,8 +157,8 @@ void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cu
     return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
                                     : launch_e4m3<false>(p, plan, stream);
   }
-  return p.num_heads <= 32 ? launch<Layout<Bf16, 2, 4, 128, 3, false>>(p, plan, stream)
-                           : launch<Layout<Bf16, 2, 2, 128, 3, false>>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Layout<Bf16, 2, 4, 128, 3, 8, false>>(p, plan, stream)
+                           : launch<Layout<Bf16, 2, 2, 128, 3, 8, false>>(p, plan, stream);
 }
 
 }  // namespace indexcache

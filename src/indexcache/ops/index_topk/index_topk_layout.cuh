@@ -88,7 +88,7 @@ struct Item {
 //   8 queries  two queries, one head      4 queries  one query, two heads
 //   2 queries  one query, two of four heads; a sum over heads is of two threads
 //   1 query    two of eight heads; of four threads
-template <class KeyFormat, int parts, int queries, int columns, int stages, bool paged>
+template <class KeyFormat, int parts, int queries, int columns, int stages, int staged, bool paged>
 struct Layout {
   using Format = KeyFormat;
   static constexpr int kParts = parts, kQueries = queries, kColumns = columns;
@@ -107,7 +107,7 @@ struct Layout {
   static constexpr int kBlockBytes = kHalves * kBlockRows * 128;  // 64 keys
   static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
   static constexpr int kMostStaged = 2 * kOwn;                    // by a lane, of a tile
-  static constexpr int kStaged = 8;
+  static constexpr int kStaged = staged;                          // by a lane at most, and one more
   // A look may not count what is staged of a query, nor what the slowest warp has yet to score, which is
   // a ring of tiles at most; a list that it lets pass is cut two looks later at the earliest.
   static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
