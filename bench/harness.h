@@ -11,7 +11,6 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/randn.h>
 #include <fmt/format.h>
-#include <sys/utsname.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -23,6 +22,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "machine.h"
 
 namespace indexcache::bench {
 
@@ -71,15 +72,6 @@ inline std::vector<Timing> time_interleaved(const std::vector<std::function<void
   return timings;
 }
 
-// As /proc/cpuinfo names it.
-inline std::string cpu_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
-}
-
 struct Case {
   std::string name;
   at::ScalarType dtype = at::kFloat;
@@ -92,7 +84,7 @@ class Suite {
  public:
   // argv: --json FILE, --rounds N, --filter TEXT, --threads N, --clock wall|cpu.
   Suite(std::string name, int argc, char** argv) : name_(std::move(name)) {
-    command_ = fmt::format("{}", fmt::join(argv, argv + argc, " "));
+    report_ = provenance(name_, argc, argv);
     for (int i = 1; i + 1 < argc; i += 2) {
       const std::string option = argv[i], value = argv[i + 1];
       if (option == "--json") json_path_ = value;
@@ -116,17 +108,11 @@ class Suite {
 
   void write() const {
     if (json_path_.empty()) return;
-    utsname system{};
-    uname(&system);
-    const nlohmann::ordered_json report = {{"bench", name_},
-                                           {"machine", cpu_name()},
-                                           {"threads", at::get_num_threads()},
-                                           {"clock", clock_ == CLOCK_MONOTONIC ? "wall" : "cpu"},
-                                           {"kernel", system.release},
-                                           {"commit", INDEXCACHE_COMMIT},
-                                           {"command", command_},
-                                           {"rounds", rounds_},
-                                           {"cases", cases_}};
+    nlohmann::ordered_json report = report_;
+    report["threads"] = at::get_num_threads();
+    report["clock"] = clock_ == CLOCK_MONOTONIC ? "wall" : "cpu";
+    report["rounds"] = rounds_;
+    report["cases"] = cases_;
     std::ofstream(json_path_) << report.dump(1) << "\n";
   }
 
@@ -168,7 +154,8 @@ class Suite {
     cases_.push_back(std::move(entry));
   }
 
-  std::string name_, command_, json_path_, filter_;
+  std::string name_, json_path_, filter_;
+  nlohmann::ordered_json report_;  // its head
   clockid_t clock_ = CLOCK_MONOTONIC;
   int rounds_ = 9;
   nlohmann::ordered_json cases_ = nlohmann::ordered_json::array();

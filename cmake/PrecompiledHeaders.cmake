@@ -19,7 +19,7 @@ endfunction()
 if(INDEXCACHE_PRECOMPILE AND NOT INDEXCACHE_FUZZ)
   indexcache_precompiled(indexcache_library_headers HEADERS ${INDEXCACHE_COMMON_HEADERS})
   indexcache_precompiled(indexcache_test_headers HEADERS ${INDEXCACHE_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>
-    LIBRARIES GTest::gtest_main GTest::gmock rapidcheck_gtest)
+    LIBRARIES indexcache_unoptimised GTest::gtest_main GTest::gmock rapidcheck_gtest)
 endif()
 
 # A target whose sources see Torch. Those that must not are left alone: their names say so (tools/check_arrows.py).

@@ -56,8 +56,8 @@ function(indexcache_room name)
     add_executable(${name}_tests ${tests})
     target_include_directories(${name}_tests PRIVATE ${CMAKE_SOURCE_DIR}/tests)
     target_compile_definitions(${name}_tests PRIVATE INDEXCACHE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-    target_link_libraries(${name}_tests PRIVATE ${library} indexcache_flags GTest::gtest_main GTest::gmock
-      rapidcheck_gtest)
+    target_link_libraries(${name}_tests PRIVATE ${library} indexcache_flags indexcache_unoptimised GTest::gtest_main
+      GTest::gmock rapidcheck_gtest)
     add_test(NAME ${name} COMMAND ${name}_tests)
     if(room_TORCH)
       indexcache_use_precompiled(${name}_tests indexcache_test_headers)

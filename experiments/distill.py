@@ -13,7 +13,7 @@ from pathlib import Path
 from lab import read_documents, sample_documents, write_documents
 from pool import Arm
 
-# (name, pattern: uniform:1/n or (search, budget), index loss, importance). Routed patterns are those of the search `screened`.
+# (name, pattern: uniform:1/n or (search, budget), index loss, importance). Those named routed are of the search `screened`.
 RUNS = [
     ("full", "full", "multi", 1),
     ("uniform-1-4-multi", "uniform:1/4", "multi", 1),
@@ -25,6 +25,7 @@ RUNS = [
     ("routed-1-8-multi", ("screened", "1/8"), "multi", 2),
     ("greedy-1-8-multi", ("greedy", "1/8"), "multi", 2),
     ("routed-1-4-own", ("screened", "1/4"), "own", 3),
+    ("routed-lazy-1-4-multi", ("routed-lazy", "1/4"), "multi", 3),
     ("uniform-1-2-multi", "uniform:1/2", "multi", 3),
     ("uniform-1-2-own", "uniform:1/2", "own", 3),
     ("greedy-1-2-multi", ("greedy", "1/2"), "multi", 3),

@@ -73,10 +73,16 @@ def chosen(arms, patterns, folders=()):
 
 def device_name(device):
     if device == "cuda":
-        return output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "unknown"
+        names = output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "unknown"
+        return ", ".join(dict.fromkeys(names.splitlines()))
     cpu = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.*)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
     return found[1] if found else platform.processor()
+
+
+def commit(indexcache):
+    """That the command was built from."""
+    return (output(indexcache, "--version") or "unknown").split()[-1]
 
 
 def output(*command):
@@ -129,7 +135,7 @@ def main(arguments):
     arms = [arm for name, lab in labs.items() for arm in importlib.import_module(name).arms(lab)]
     if options.only:
         arms = chosen(arms, options.only, [options.out, *options.patterns])
-    common = {"device": device_name(options.device), "commit": output("git", "rev-parse", "HEAD"), "scale": options.scale,
+    common = {"device": device_name(options.device), "commit": commit(options.indexcache), "scale": options.scale,
               "jobs": options.jobs, "gpus": options.gpus, "minutes": options.minutes}  # fmt: skip
     about = {name: {**common, "index_topk": lab.model_config["index_topk"], "settings": lab.settings} for name, lab in labs.items()}
     bundler = Bundler(options)

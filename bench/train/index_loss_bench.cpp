@@ -6,7 +6,8 @@
 //   index_loss_bench [--device cpu|cuda] [--contexts 8192,...] [--plain-limit 8192] [--rounds 3]
 //                    [--threads N] [--clock wall|cpu] [--json FILE]
 //
-// The CPU clock is for machines that others use too, with one thread.
+// The CPU clock is for machines that others use too, with one thread. Rounds follow a pass of their
+// own that warms up; with --rounds 0 that pass is timed, for contexts where one takes minutes.
 // Memory is what the pass holds at its peak beyond its inputs: on a GPU as the allocator counts it,
 // on a CPU the growth of the resident set of a process of its own.
 #include <ATen/DeviceAccelerator.h>
@@ -130,10 +131,12 @@ nlohmann::ordered_json measure(Form form, std::int64_t tokens, at::Device device
   if (device.is_cuda()) at::accelerator::resetPeakStats(0);
   const auto held = device.is_cuda() ? at::accelerator::getDeviceStats(0).allocated_bytes[0].current
                                      : resident_bytes();
+  const double first = bench::seconds_of(clock);
   const double loss = pass();
+  std::vector<double> seconds = {bench::seconds_of(clock) - first};
   const auto peak = device.is_cuda() ? at::accelerator::getDeviceStats(0).allocated_bytes[0].peak
                                      : resident_bytes();
-  std::vector<double> seconds;
+  if (rounds > 0) seconds.clear();
   for (int round = 0; round < rounds; ++round) {
     const double begin = bench::seconds_of(clock);
     pass();

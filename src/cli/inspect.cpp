@@ -1,5 +1,6 @@
-// indexcache inspect MODEL: what a model folder holds, how every engine reads its schedule, what it
-// costs in memory. Reads headers only.
+// indexcache inspect MODEL [--pattern P]: what a model folder holds, how every engine reads its schedule,
+// what it costs in memory; with a pattern, all of it under that one, and how to serve it. Reads headers
+// only.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "cli/options.h"
 #include "cli/verbs.h"
 #include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/checkpoint/summary.h"
@@ -16,6 +18,7 @@ namespace {
 
 struct Arguments {
   std::filesystem::path folder;
+  std::string pattern = "model";
   std::int64_t context = 0;  // 0: the model's longest
   bool json = false;
 };
@@ -92,6 +95,27 @@ void print_schedule(const ModelConfig& config) {
   }
 }
 
+// The keys of config.json that state the schedule.
+nlohmann::ordered_json schedule_keys(const ModelConfig& config) {
+  auto keys = nlohmann::ordered_json::object();
+  for (const char* key : {"index_topk_pattern", "indexer_types", "indexcache_sources"}) {
+    if (config.json.contains(key)) keys[key] = config.json[key];
+  }
+  return keys;
+}
+
+void print_serving(const ModelConfig& config) {
+  fmt::print("\nTo serve it\n  {:<18} {}\n", "config.json", schedule_keys(config).dump());
+  for (const auto& flag : schedule_flags(config)) {
+    fmt::print("  {:<18} {} '{}'\n", flag.reader, flag.flag, flag.value.dump());
+  }
+  if (config.schedule.is_nearest()) return;
+  fmt::print(
+      "  No engine follows a routed pattern. With the same Full layers they run {}, whose loss is\n"
+      "  another one: measure it, or search with a strategy of nearest sources.\n",
+      config.schedule.as_nearest().str());
+}
+
 void print_memory(const ModelConfig& config, const ModelSummary& summary, std::int64_t context) {
   const auto token = cached_bytes_per_token(config, config.schedule);
   const auto full = cached_bytes_per_token(config, Pattern::full(config.num_layers));
@@ -107,9 +131,8 @@ void print_memory(const ModelConfig& config, const ModelSummary& summary, std::i
   fmt::print("  {:<34}{:>33}\n", "weights in bf16", in_bytes(2 * summary.model_parameters));
 }
 
-nlohmann::json as_json(const Checkpoint& checkpoint, const ModelSummary& summary,
-                       std::int64_t context) {
-  const auto& config = checkpoint.config();
+nlohmann::json as_json(const Checkpoint& checkpoint, const ModelConfig& config,
+                       const ModelSummary& summary, std::int64_t context) {
   nlohmann::json parts = nlohmann::json::array();
   for (const auto& part : summary.parts) {
     parts.push_back({{"part", part_name(part.part)},
@@ -127,6 +150,10 @@ nlohmann::json as_json(const Checkpoint& checkpoint, const ModelSummary& summary
                         {"remark", reading.remark}});
     if (reading.pattern) readings.back()["pattern"] = reading.pattern->str();
   }
+  auto flags = nlohmann::json::object();
+  for (const auto& flag : schedule_flags(config)) {
+    flags[flag.reader] = {{"flag", flag.flag}, {"value", flag.value}};
+  }
   const auto token = cached_bytes_per_token(config, config.schedule);
   const auto full = cached_bytes_per_token(config, Pattern::full(config.num_layers));
   return {{"model", checkpoint.folder().string()},
@@ -142,6 +169,8 @@ nlohmann::json as_json(const Checkpoint& checkpoint, const ModelSummary& summary
            {{"pattern", config.schedule.str()},
             {"sources", config.schedule.sources()},
             {"num_full", config.schedule.num_full()},
+            {"config", schedule_keys(config)},
+            {"flags", flags},
             {"readings", readings}}},
           {"memory",
            {{"context", context},
@@ -155,16 +184,23 @@ nlohmann::json as_json(const Checkpoint& checkpoint, const ModelSummary& summary
 
 void run(const Arguments& arguments) {
   const auto checkpoint = Checkpoint::open(arguments.folder);
-  const auto& config = checkpoint.config();
-  const auto summary = summarize(checkpoint);
+  auto config = checkpoint.config();
+  const bool other = arguments.pattern != "model";
+  if (other) {
+    const auto pattern = resolve_pattern(arguments.pattern, config);
+    require_indexers(pattern, [&](int layer) { return checkpoint.has_indexer(layer); });
+    set_schedule(config, pattern);
+  }
+  const auto summary = summarize(checkpoint, config);
   const auto context = arguments.context > 0 ? arguments.context : config.max_position_embeddings;
   if (arguments.json) {
-    fmt::print("{}\n", as_json(checkpoint, summary, context).dump(2));
+    fmt::print("{}\n", as_json(checkpoint, config, summary, context).dump(2));
     return;
   }
   print_architecture(config);
   print_weights(summary);
   print_schedule(config);
+  if (other) print_serving(config);
   print_memory(config, summary, context);
   if (!checkpoint.notices().empty()) fmt::print("\nNotices\n");
   for (const auto& notice : checkpoint.notices()) fmt::print("  {}\n", notice);
@@ -178,6 +214,9 @@ void add_inspect(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   verb->add_option("model", arguments->folder, "Hugging Face folder: config.json, *.safetensors")
       ->required();
+  verb->add_option(
+      "--pattern", arguments->pattern,
+      "show the model under this pattern, and how to serve it (default: its own schedule)");
   verb->add_option("--context", arguments->context, "tokens (default: the model's longest context)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31));
   verb->add_flag("--json", arguments->json, "for machines");

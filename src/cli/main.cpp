@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cli/provenance.h"
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
 
@@ -12,6 +13,7 @@ int main(int argc, char** argv) {
   using namespace indexcache::cli;
   CLI::App app("indexcache: find, train, prove and run cross-layer index sharing for DSA models",
                "indexcache");
+  app.set_version_flag("--version", "indexcache, commit " + commit());
   app.require_subcommand(1);
   app.fallthrough();
   // In the order of --help.

@@ -38,6 +38,8 @@ std::string cpu_name() {
 
 }  // namespace
 
+std::string commit() { return INDEXCACHE_COMMIT; }
+
 nlohmann::json provenance(const at::Device& device) {
   const double bytes =
       static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
@@ -46,7 +48,7 @@ nlohmann::json provenance(const at::Device& device) {
                             {"memory_gib", static_cast<int>(bytes / (1 << 30) + 0.5)},
                             {"threads", at::get_num_threads()}};
   if (!device.is_cpu()) machine["gpu"] = device_name(device);
-  return {{"command", command_line()}, {"commit", INDEXCACHE_COMMIT}, {"machine", machine}};
+  return {{"command", command_line()}, {"commit", commit()}, {"machine", machine}};
 }
 
 }  // namespace indexcache::cli

@@ -70,7 +70,8 @@ TEST(Summarize, CountsEveryTensorOnce) {
   tensors["model.layers.3.eh_proj.weight"] = testing::counted_tensor({6, 12}, 1);
   tensors["stray"] = testing::counted_tensor({5}, 1);
   testing::write_small_model(folder.path(), json, tensors);
-  const auto summary = summarize(Checkpoint::open(folder.path()));
+  const auto checkpoint = Checkpoint::open(folder.path());
+  const auto summary = summarize(checkpoint, checkpoint.config());
 
   std::map<Part, PartSummary> parts;
   for (const auto& part : summary.parts) parts[part.part] = part;

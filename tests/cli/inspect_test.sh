@@ -50,6 +50,34 @@ assert report["memory"]["cache_bytes"] == 1000 * 2 * (5 * (40 + 16) + 2 * 48)
 assert report["notices"] == []
 PYTHON
 
+# --- Under another pattern: the flags and keys that make engines follow it, and its memory. small-dsa has all indexers.
+small=models/small-dsa
+"$indexcache" inspect "$small" --pattern uniform:1/4 >"$work/text"
+for line in "Schedule: 4 of 16 layers Full" "vLLM               the same (index_topk_pattern)" "transformers       the same (indexer_types)" \
+  "--hf-overrides '{\"use_index_cache\":true,\"index_topk_pattern\":\"FSSSFSSSFSSSFSSS\"}'" \
+  "--json-model-override-args '{\"use_index_cache\":true,\"index_topk_pattern\":\"FSSSFSSSFSSSFSSS\"}'"; do
+  grep -qF -- "$line" "$work/text" || fail "no \"$line\" under uniform:1/4: $(cat "$work/text")"
+done
+grep -q "To serve it" <("$indexcache" inspect "$small") && fail "flags for a schedule that nobody asked for"
+"$indexcache" inspect "$small" --pattern uniform:1/4 --context 1000 --json >"$work/json"
+"$indexcache" inspect "$small" --pattern=-1,0,0,-1,0,0,0,0,0,0,0,0,0,0,0,3 --json >"$work/routed"
+python3 - "$work/json" "$work/routed" <<'PYTHON'
+import json, sys
+
+nearest, routed = (json.load(open(path)) for path in sys.argv[1:])
+schedule = nearest["schedule"]
+assert schedule["num_full"] == 4 and all(reading["same"] for reading in schedule["readings"] if reading["reader"] in ("vLLM", "SGLang", "transformers"))
+assert schedule["config"] == {"index_topk_pattern": "FSSS" * 4, "indexer_types": ["full", "shared", "shared", "shared"] * 4}
+assert schedule["flags"]["SGLang"]["value"]["index_topk_pattern"] == "FSSS" * 4
+assert nearest["memory"]["cache_bytes"] == 1000 * 2 * (16 * (512 + 64) + 4 * 128)
+unused = next(part for part in nearest["parts"] if "unused" in part["part"])
+assert nearest["parameters"]["stored"] - nearest["parameters"]["model"] == unused["parameters"] > 0
+assert routed["schedule"]["flags"] == {} and list(routed["schedule"]["config"]) == ["indexcache_sources"]
+assert not any(reading["same"] for reading in routed["schedule"]["readings"])
+PYTHON
+refused "a pattern that keeps a missing indexer" "pattern FFSSS: expected indexer weights in every Full layer, found none in layers 1" "$model" --pattern FFSSS
+refused "a pattern of another length" "FSS" "$small" --pattern FSS
+
 refused "no folder" "a model folder with a config.json, found none" "$work/none"
 mkdir "$work/broken"
 cp "$model/model.safetensors" "$work/broken"

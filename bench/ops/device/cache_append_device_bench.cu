@@ -17,11 +17,12 @@ constexpr IndexKeyType kPlain{RopeStyle::kInterleaved, Hadamard::kNone, ScaleFor
 constexpr IndexKeyType kFull{RopeStyle::kHalfSplit, Hadamard::kNormalised,
                              ScaleFormat::kPowerOfTwo};
 
-// For each of `tokens`, its index times an odd number: every place once, neighbours far apart.
-std::vector<std::int64_t> scattered(std::int64_t tokens) {
-  std::vector<std::int64_t> places(tokens);
-  for (std::int64_t i = 0; i < tokens; ++i) places[i] = i * 40503 % tokens;
-  return places;
+// Slots of neighbouring tokens: whole pages of 64 in a shuffled order, as a cache hands them out.
+std::vector<std::int64_t> paged_slots(std::int64_t tokens) {
+  const std::int64_t pages = tokens / 64;
+  std::vector<std::int64_t> slots(tokens);
+  for (std::int64_t i = 0; i < tokens; ++i) slots[i] = i / 64 * 40503 % pages * 64 + i % 64;
+  return slots;
 }
 
 RopeRows rope_rows(std::int64_t tokens) {
@@ -66,7 +67,7 @@ DeviceCase index_k_case(std::int64_t tokens, const IndexKeyType& type, std::int6
                        .dtype = IndexRowDType::kBFloat16,
                        .keys = random_values(all * 256),
                        .rope = rope_rows(tokens),
-                       .slots = to_device(scattered(all)),
+                       .slots = to_device(paged_slots(all)),
                        .type = type,
                        .pages = device_memory<std::uint8_t>(pages * kIndexPageBytes),
                        .num_pages = pages,
@@ -90,7 +91,7 @@ DeviceCase latent_case(std::int64_t tokens, LatentFormat format, std::int64_t ca
                        .latent_stride = kLatentDim,
                        .rope_keys = random_values(all * 128),
                        .rope_stride = kRopeDim,
-                       .slots = to_device(scattered(all)),
+                       .slots = to_device(paged_slots(all)),
                        .format = format,
                        .pages = device_memory<std::uint8_t>(all * row),
                        .num_pages = all / 64,

@@ -108,6 +108,14 @@ std::vector<ScheduleReading> read_schedule_as_engines_do(const ModelConfig& conf
 std::vector<ScheduleReading> read_schedule_as_engines_do(const nlohmann::json& json,
                                                          Architecture architecture, int num_layers);
 
+// A command-line flag by which an engine follows the config's schedule whatever config.json says.
+struct ScheduleFlag {
+  std::string reader, flag;
+  nlohmann::ordered_json value;  // as JSON text in one argument
+};
+// None for a routed schedule, which no engine follows.
+std::vector<ScheduleFlag> schedule_flags(const ModelConfig& config);
+
 // Makes `schedule` the config's own, in `schedule` and in `json`, where it replaces every key that
 // states one:
 //   nearest  index_topk_pattern and, for glm_moe_dsa, indexer_types. A deepseek_v32 config gets no

@@ -229,4 +229,13 @@ std::vector<ScheduleReading> read_schedule_as_engines_do(const ModelConfig& conf
   return read_schedule_as_engines_do(config.json, config.architecture, config.num_layers);
 }
 
+std::vector<ScheduleFlag> schedule_flags(const ModelConfig& config) {
+  if (!config.schedule.is_nearest()) return {};
+  // Some versions want both keys.
+  const nlohmann::ordered_json keys = {{"use_index_cache", true},
+                                       {"index_topk_pattern", config.schedule.str()}};
+  return {{kVllm.reader, "--hf-overrides", keys},
+          {kSglang.reader, "--json-model-override-args", keys}};
+}
+
 }  // namespace indexcache

@@ -56,8 +56,7 @@ Part part_of(std::string_view name, const ModelConfig& config) {
   return suffix.ends_with("layernorm.weight") ? Part::kNorms : Part::kOther;
 }
 
-ModelSummary summarize(const Checkpoint& checkpoint) {
-  const auto& config = checkpoint.config();
+ModelSummary summarize(const Checkpoint& checkpoint, const ModelConfig& config) {
   std::map<Part, PartSummary> parts;
   for (const auto& name : checkpoint.names()) {
     const auto& view = checkpoint.view(name);

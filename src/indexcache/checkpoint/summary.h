@@ -48,7 +48,8 @@ struct ModelSummary {
   // Of these, what one token uses: the routed experts it is sent to, and of the embedding its row.
   std::int64_t active_parameters = 0;
 };
-ModelSummary summarize(const Checkpoint& checkpoint);
+// `config`: the checkpoint's, its schedule perhaps replaced (set_schedule).
+ModelSummary summarize(const Checkpoint& checkpoint, const ModelConfig& config);
 
 // Bytes that a token leaves in the caches, bf16: latent and RoPE key in every layer, an index key in
 // every Full one.

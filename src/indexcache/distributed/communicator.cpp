@@ -15,6 +15,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <exception>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
@@ -153,6 +154,17 @@ struct Communicator::Group {
   Milliseconds timeout;
   c10::intrusive_ptr<c10d::Store> store;  // NCCL meets in it again, and peers at the first process
   c10::intrusive_ptr<c10d::Backend> backend;
+
+  // NCCL wants its end to be said, and warns otherwise. Not after an error: it would wait for peers
+  // that are gone.
+  ~Group() {
+    if (backend == nullptr || std::uncaught_exceptions() > 0) return;
+    try {
+      backend->shutdown();
+    } catch (const std::exception&) {
+      // All sums are there already; what is left of the group ends with the process.
+    }
+  }
 
   void sum(at::Tensor tensor, std::string_view failure) const {
     std::vector<at::Tensor> one = {std::move(tensor)};

@@ -1,68 +1,73 @@
-// Rows of the indexer (kernels/index_row.h) in a warp: lane l holds the coordinates 4 l to 4 l + 3. The
-// same bits as the host's function.
+// Rows of the indexer (kernels/index_row.h) in half a warp: lane l of 16 holds the coordinates 8 l to
+// 8 l + 7. The same bits as the host's function.
 #pragma once
-
-#include <cuda_bf16.h>
 
 #include <cstdint>
 
+#include "indexcache/kernels/e4m3_block.cuh"
 #include "indexcache/kernels/index_row.h"
 
 namespace indexcache::device {
 
-__device__ __forceinline__ void load_four(const float* from, float (&to)[4]) {
-  const float4 four = *reinterpret_cast<const float4*>(from);
-  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-}
-__device__ __forceinline__ void load_four(const __nv_bfloat16* from, float (&to)[4]) {
-  const uint2 four = *reinterpret_cast<const uint2*>(from);
-  to[0] = __uint_as_float(four.x << 16), to[1] = __uint_as_float(four.x & 0xFFFF0000u);
-  to[2] = __uint_as_float(four.y << 16), to[3] = __uint_as_float(four.y & 0xFFFF0000u);
-}
-
-// The angles of this lane's coordinates: cosines and sines of as many pairs as it has part in.
+// The angles of this lane's coordinates: cosine and sine of the pair of each.
 struct LaneAngles {
-  float c[4], s[4];
+  float c[kLaneValues], s[kLaneValues];
 };
 
+__device__ __forceinline__ void load_four(const float* from, float* to) {
+  const float4 four = __ldg(reinterpret_cast<const float4*>(from));
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+
+// Of a position that is not in the table: NaN.
 __device__ __forceinline__ LaneAngles load_angles(const RopeRows& rope, std::int64_t token,
                                                   RopeStyle style, int lane) {
   LaneAngles angles;
   const std::int64_t position = rope.positions[token];
-  const bool known = position >= 0 && position < rope.num_positions;
-  const float* row = rope.cos_sin + position * kIndexRopeDim;
+  if (position < 0 || position >= rope.num_positions) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // Interleaved, a lane has the pairs 2 l and 2 l + 1; half-split, part of 4 (l mod 8) + i.
-    const int pair =
-        style == RopeStyle::kInterleaved ? 2 * (lane % 16) + i / 2 : 4 * (lane % 8) + i;
-    angles.c[i] = known ? __ldg(row + pair) : __int_as_float(0x7FFFFFFF);
-    angles.s[i] = known ? __ldg(row + 32 + pair) : __int_as_float(0x7FFFFFFF);
+    for (int i = 0; i < kLaneValues; ++i) angles.c[i] = angles.s[i] = __int_as_float(0x7FFFFFFF);
+    return angles;
+  }
+  const float* cosines = rope.cos_sin + position * kIndexRopeDim;
+  const float* sines = cosines + kIndexRopeDim / 2;
+  if (style == RopeStyle::kInterleaved) {  // lanes 0 to 7 have four pairs each
+    float c[4], s[4];
+    load_four(cosines + 4 * (lane % 8), c);
+    load_four(sines + 4 * (lane % 8), s);
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) angles.c[i] = c[i / 2], angles.s[i] = s[i / 2];
+  } else {  // lanes l and l + 4 share eight
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i += 4) {
+      load_four(cosines + 8 * (lane % 4) + i, angles.c + i);
+      load_four(sines + 8 * (lane % 4) + i, angles.s + i);
+    }
   }
   return angles;
 }
 
-__device__ __forceinline__ void rotate_pairs(float (&x)[4], const LaneAngles& angles,
+__device__ __forceinline__ void rotate_pairs(float (&x)[kLaneValues], const LaneAngles& angles,
                                              RopeStyle style, int lane) {
-  float other[4];
+  float other[kLaneValues];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    other[i] = style == RopeStyle::kInterleaved ? x[i ^ 1] : __shfl_xor_sync(0xFFFFFFFFu, x[i], 8);
+  for (int i = 0; i < kLaneValues; ++i) {
+    other[i] = style == RopeStyle::kInterleaved ? x[i ^ 1] : __shfl_xor_sync(kWholeWarp, x[i], 4);
   }
-  if (lane >= 16) return;
+  if (lane >= kIndexRopeDim / kLaneValues) return;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const bool first = style == RopeStyle::kInterleaved ? i % 2 == 0 : lane < 8;
+  for (int i = 0; i < kLaneValues; ++i) {
+    const bool first = style == RopeStyle::kInterleaved ? i % 2 == 0 : lane < 4;
     const float own = __fmul_rn(x[i], angles.c[i]), cross = __fmul_rn(other[i], angles.s[i]);
     x[i] = first ? __fsub_rn(own, cross) : __fadd_rn(own, cross);
   }
 }
 
-__device__ __forceinline__ void multiply_by_hadamard(float (&x)[4], int lane) {
+__device__ __forceinline__ void multiply_by_hadamard(float (&x)[kLaneValues], int lane) {
 #pragma unroll
-  for (int step = 1; step < 4; step *= 2) {
+  for (int step = 1; step < kLaneValues; step *= 2) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kLaneValues; ++i) {
       if (i & step) continue;
       const float a = x[i], b = x[i + step];
       x[i] = a + b;
@@ -70,19 +75,20 @@ __device__ __forceinline__ void multiply_by_hadamard(float (&x)[4], int lane) {
     }
   }
 #pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
+  for (int step = 1; step < kBlockLanes; step *= 2) {
+    const float sign = lane & step ? -1.0f : 1.0f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float other = __shfl_xor_sync(0xFFFFFFFFu, x[i], step);
-      x[i] = lane & step ? other - x[i] : x[i] + other;
+    for (int i = 0; i < kLaneValues; ++i) {
+      const float other = __shfl_xor_sync(kWholeWarp, x[i], step);
+      x[i] = __fmaf_rn(x[i], sign, other);  // the product is exact
     }
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] *= kHadamardNorm;
+  for (int i = 0; i < kLaneValues; ++i) x[i] *= kHadamardNorm;
 }
 
 // Whole rows become NaN where the position is not in the table: so they do by their first 64.
-__device__ __forceinline__ void rotate_index_row(float (&x)[4], const LaneAngles& angles,
+__device__ __forceinline__ void rotate_index_row(float (&x)[kLaneValues], const LaneAngles& angles,
                                                  const IndexKeyType& type, int lane) {
   rotate_pairs(x, angles, type.rope, lane);
   if (type.hadamard != Hadamard::kNone) multiply_by_hadamard(x, lane);

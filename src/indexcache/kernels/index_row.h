@@ -28,7 +28,8 @@ void read_index_row(const void* rows, IndexRowDType dtype, std::int64_t row, T* 
 
 // Where the angles of a batch's tokens are.
 struct RopeRows {
-  const float* cos_sin = nullptr;  // [num_positions, 64]: 32 cosines, then their sines
+  // [num_positions, 64]: 32 cosines, then their sines; on CUDA a multiple of 16
+  const float* cos_sin = nullptr;
   std::int64_t num_positions = 0;
   const std::int64_t* positions = nullptr;  // [M]
 

@@ -126,14 +126,7 @@ void Model::check_pattern(const Pattern& pattern) const {
     throw expectation_error("pattern", fmt::format("{} layers", num_layers()),
                             fmt::format("{}", pattern.num_layers()));
   }
-  std::vector<int> missing;
-  for (const int layer : pattern.full_layers()) {
-    if (!has_indexer(layer)) missing.push_back(layer);
-  }
-  if (!missing.empty()) {
-    throw expectation_error("pattern " + pattern.str(), "indexer weights in every Full layer",
-                            fmt::format("none in layers {}", fmt::join(missing, ", ")));
-  }
+  require_indexers(pattern, [this](int layer) { return has_indexer(layer); });
 }
 
 CacheShape Model::cache_shape() const {

@@ -54,9 +54,11 @@ RopeRows check_rope(const char* op, const at::Tensor& cos_sin, const at::Tensor&
                     const at::Tensor& like) {
   require_tensor(cos_sin.dim() == 2 && cos_sin.size(1) == kIndexRopeDim &&
                      cos_sin.scalar_type() == at::kFloat && cos_sin.is_contiguous() &&
-                     cos_sin.device() == like.device(),
+                     cos_sin.device() == like.device() && aligned_to_16(cos_sin),
                  of(op, "cos_sin").c_str(),
-                 fmt::format("contiguous fp32 [P, {}], on its device", kIndexRopeDim), cos_sin);
+                 fmt::format("contiguous fp32 [P, {}] at a multiple of 16 bytes, on its device",
+                             kIndexRopeDim),
+                 cos_sin);
   check_per_token(of(op, "positions"), positions, like);
   check_values(of(op, "positions"), positions, 0, cos_sin.size(0));
   return {.cos_sin = cos_sin.const_data_ptr<float>(),

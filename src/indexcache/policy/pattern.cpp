@@ -240,4 +240,14 @@ int parse_keep(std::string_view text, int num_layers) {
   return count;
 }
 
+void require_indexers(const Pattern& pattern, const std::function<bool(int layer)>& has_indexer) {
+  std::vector<int> missing;
+  for (const int layer : pattern.full_layers()) {
+    if (!has_indexer(layer)) missing.push_back(layer);
+  }
+  if (missing.empty()) return;
+  throw expectation_error("pattern " + pattern.str(), "indexer weights in every Full layer",
+                          fmt::format("none in layers {}", fmt::join(missing, ", ")));
+}
+
 }  // namespace indexcache

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <compare>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -68,5 +69,9 @@ class Pattern {
 // The number of Full layers that KEEP ("a/b" = ceil(num_layers a / b), or a count) asks for. Throws
 // InputError unless it is in [1, num_layers].
 int parse_keep(std::string_view text, int num_layers);
+
+// Throws InputError unless every Full layer of the pattern has an indexer in the model at hand, which has
+// as many layers.
+void require_indexers(const Pattern& pattern, const std::function<bool(int layer)>& has_indexer);
 
 }  // namespace indexcache

@@ -11,9 +11,9 @@
 //   blocked      the paper's pipeline variant: layers in blocks, the first of each pinned Full;
 //                within a step the blocks are searched in order and each commits its best move
 //   routed       greedy over all moves (l, s)
-//   routed-lazy  routed for the cost of greedy: the first step measures every move; a later one
-//                measures again, for the most promising layers, the move with the lowest last
-//                increase, and then whatever move still looks better than the best of these
+//   routed-lazy  routed for about the cost of greedy: the first step measures every move; a later
+//                one measures again the moves with the lowest last increases, then those that still
+//                look better than the best of these, as far as a share of greedy's cost goes (lazy.cpp)
 //   descent      on a given pattern: sweeps over Shared layers, each takes its best source, until
 //                no sweep gains 1e-5
 //   similarity   the paper's appendix C: for every budget the nearest pattern with the highest sum

@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -63,13 +62,19 @@ at::Tensor visible_keys(const at::Tensor& index_set, const Chunk& chunk, at::Dev
   return visible.scatter_(2, column, true).narrow(2, 0, chunk.end());
 }
 
+// What the chunks of a walk leave is written into tensors of the whole, made before it: a small tensor
+// kept from each chunk would lie between the large ones that the chunk frees, and a C allocator could
+// give the next chunk, which sees more keys, none of that memory again.
+
 // index_kl summed over the chunks of a walk, with the gradients of the sum.
 class IndexKlSum {
  public:
   explicit IndexKlSum(const IndexerProjected& indexer)
       : indexer_(indexer),
+        grad_q_(at::empty(indexer.q.sizes(), indexer.q.options())),
         grad_keys_(at::zeros(indexer.keys.sizes(),
                              indexer.keys.options().dtype(wide_dtype(indexer.keys)))),
+        grad_weights_(at::empty(indexer.weights.sizes(), indexer.weights.options())),
         kl_(at::zeros({}, grad_keys_.options())) {}
 
   void add(const Chunk& chunk, const at::Tensor& mass, const at::Tensor& visible) {
@@ -77,22 +82,20 @@ class IndexKlSum {
                                indexer_.keys.narrow(1, 0, chunk.end()),
                                indexer_.weights.narrow(1, chunk.begin, chunk.count), visible);
     kl_.add_(loss.kl.sum());
-    grad_q_.push_back(loss.grad_q);
-    grad_weights_.push_back(loss.grad_weights);
+    grad_q_.narrow(1, chunk.begin, chunk.count).copy_(loss.grad_q);
+    grad_weights_.narrow(1, chunk.begin, chunk.count).copy_(loss.grad_weights);
     grad_keys_.narrow(1, 0, chunk.end()).add_(loss.grad_keys);
   }
 
   at::Tensor kl() const { return kl_; }
   // Of q, keys and weights.
   variable_list gradients() const {
-    return {at::cat(grad_q_, 1), grad_keys_.to(indexer_.keys.scalar_type()),
-            at::cat(grad_weights_, 1)};
+    return {grad_q_, grad_keys_.to(indexer_.keys.scalar_type()), grad_weights_};
   }
 
  private:
   const IndexerProjected& indexer_;
-  at::Tensor grad_keys_, kl_;
-  std::vector<at::Tensor> grad_q_, grad_weights_;
+  at::Tensor grad_q_, grad_keys_, grad_weights_, kl_;
 };
 
 double num_queries(const IndexerProjected& indexer) {
@@ -124,16 +127,15 @@ class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttenti
       indexer = {.q = *index_q, .keys = *index_keys, .weights = *index_weights};
       sum.emplace(indexer);
     }
-    std::vector<at::Tensor> outs;
+    auto out = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, v.options());
     for (const auto& chunk : make_chunks(q, index_heads, chunk_elements)) {
       const auto visible = visible_keys(index_set, chunk, q.device());
       const auto attended =
           selected_attention(q.narrow(2, chunk.begin, chunk.count), k.narrow(2, 0, chunk.end()),
                              v.narrow(2, 0, chunk.end()), visible, scale);
-      outs.push_back(attended.out);
+      out.narrow(2, chunk.begin, chunk.count).copy_(attended.out);
       if (sum) sum->add(chunk, attended.mass, visible);
     }
-    const auto out = at::cat(outs, 2);
     variable_list saved = {q, k, v, out, index_set};
     if (sum) {
       for (const auto& gradient : sum->gradients()) saved.push_back(gradient);
@@ -169,7 +171,7 @@ class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttenti
     const auto wide = wide_dtype(q);
     auto grad_k = at::zeros(k.sizes(), k.options().dtype(wide));
     auto grad_v = at::zeros(v.sizes(), v.options().dtype(wide));
-    std::vector<at::Tensor> grad_q;
+    result[0] = at::empty(q.sizes(), q.options());
     for (const auto& chunk : make_chunks(q, context.saved_data["index_heads"].toInt(),
                                          context.saved_data["chunk_elements"].toInt())) {
       const auto grad = selected_attention_backward(
@@ -177,11 +179,10 @@ class IndexerAttentionFunction : public torch::autograd::Function<IndexerAttenti
           k.narrow(2, 0, chunk.end()), v.narrow(2, 0, chunk.end()),
           out.narrow(2, chunk.begin, chunk.count), visible_keys(index_set, chunk, q.device()),
           context.saved_data["scale"].toDouble());
-      grad_q.push_back(grad.q);
+      result[0].narrow(2, chunk.begin, chunk.count).copy_(grad.q);
       grad_k.narrow(2, 0, chunk.end()).add_(grad.k);
       grad_v.narrow(2, 0, chunk.end()).add_(grad.v);
     }
-    result[0] = at::cat(grad_q, 2);
     result[1] = grad_k.to(k.scalar_type());
     result[2] = grad_v.to(v.scalar_type());
   }

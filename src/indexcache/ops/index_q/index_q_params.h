@@ -20,7 +20,7 @@ struct IndexQParams {
   IndexKeyType type;
   float amax_floor = kDefaultAmaxFloor;
   float factor = 1;              // H^-1/2 128^-1/2
-  std::uint8_t* out = nullptr;   // [M, H, 128], on CUDA a multiple of 4
+  std::uint8_t* out = nullptr;   // [M, H, 128], on CUDA a multiple of 8
   float* out_weights = nullptr;  // [M, H]
 };
 
