@@ -120,21 +120,22 @@ __device__ __forceinline__ void find_bin(unsigned wanted, SelectScratch& scratch
 
 // A threshold, at most the wanted-th greatest key (1 <= wanted < size). Radix selection on what keys
 // exceed the least by, from the highest bit that occurs, 8 bits a pass, until a bin is taken whole: keys
-// close to each other thus still spread over the bins. `exact`: just `wanted` keys reach it, as always
-// where keys are distinct; ranks may repeat.
+// close to each other thus still spread over the bins; or until at most `slack` more reach the threshold.
+// `found`: so many do, as always where keys are distinct; ranks may repeat.
 template <class Key>
 struct Threshold {
   Key key;
-  bool exact;
+  bool found;
 };
 template <class Team, class Key>
 __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int size, int wanted,
-                                         const Extremes<Key>& all, SelectScratch& scratch) {
+                                         int slack, const Extremes<Key>& all,
+                                         SelectScratch& scratch) {
   int bits = 64 - __clzll(static_cast<long long>(all.high - all.low));
   Key prefix = 0;
   unsigned left = static_cast<unsigned>(wanted);
-  bool exact = false;
-  while (bits > 0 && !exact) {
+  bool found = false;
+  while (bits > 0 && !found) {
     const int width = bits < 8 ? bits : 8, shift = bits - width;
     team.sync();
     for (int i = team.rank; i < 256; i += Team::size) scratch.counts[i] = 0;
@@ -151,18 +152,20 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
-    exact = left == scratch.inside;
+    found = scratch.inside - left <= static_cast<unsigned>(slack);
   }
-  return {all.low + (prefix << bits), exact};
+  return {all.low + (prefix << bits), found};
 }
 
-// The threshold that exactly `wanted` of the keys reach; kEveryKey where there are no more of them.
+// The threshold that exactly `wanted` of the keys reach, or at most `slack` more; kEveryKey where there
+// are no more than `wanted`.
 // Their ranks pass to `room`, `words` of shared memory, if they fit; where they do not, or equal ranks
 // straddle the threshold, the list itself is searched.
 template <class Team>
 __device__ __noinline__ RankedKey select_threshold(const Team& team, const RankedKey* list,
                                                    int size, int wanted, std::uint32_t* room,
-                                                   int words, SelectScratch& scratch) {
+                                                   int words, SelectScratch& scratch,
+                                                   int slack = 0) {
   if (size <= wanted) return kEveryKey;
   if (wanted == 0) return kNoKey;
   if (size <= words) {
@@ -177,15 +180,16 @@ __device__ __noinline__ RankedKey select_threshold(const Team& team, const Ranke
       at += Team::size;
     });
     const auto all = join(team, own, scratch);
-    const auto found = find_threshold<Team, std::uint32_t>(team, room, size, wanted, all, scratch);
-    if (found.exact) return RankedKey{found.key} << 32;
+    const auto found =
+        find_threshold<Team, std::uint32_t>(team, room, size, wanted, slack, all, scratch);
+    if (found.found) return RankedKey{found.key} << 32;
   }
   Extremes<RankedKey> own;
   for_each_key(team, list, size, [&](RankedKey key, bool valid) {
     if (valid) own.add({key, key});
   });
   team.sync();
-  return find_threshold(team, list, size, wanted, join(team, own, scratch), scratch).key;
+  return find_threshold(team, list, size, wanted, slack, join(team, own, scratch), scratch).key;
 }
 
 // take(key, place) for the keys of [low, high), places from scratch.slot on, which the team has agreed

@@ -159,8 +159,11 @@ struct GroupCandidates {
     for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
-  // The scorers, before `tile`: cuts lists above the limit to the best k, whose least becomes the
-  // threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
+  static constexpr int kCutSlack = 256;
+  static_assert(L::kLimit >= kMostOrdered + kCutSlack);
+
+  // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
+  // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
   __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
@@ -172,7 +175,7 @@ struct GroupCandidates {
       SelectScratch& scratch = shared.select[query];
       const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
       const RankedKey threshold =
-          select_threshold(team, list, size, p.top_k, free.words, free.count, scratch);
+          select_threshold(team, list, size, p.top_k, free.words, free.count, scratch, kCutSlack);
       const int kept = compact(team, list, size, threshold, scratch);
       if (team.rank == 0) {
         state.count[query] = kept;
