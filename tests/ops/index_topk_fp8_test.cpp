@@ -164,5 +164,19 @@ TEST(IndexTopkFp8, SaysWhatIsWrong) {
               ::testing::StartsWith("index_topk_paged: block_table"));
 }
 
+TEST(IndexTopkFp8, SeedsChangeNothing) {
+  const Request r = make_request(5, 300);
+  const IndexKeyRows keys{(r.keys * 64).to(at::kFloat8_e4m3fn), at::full({300}, 0x1p-6), {}};
+  const at::Tensor expected = index_topk_fp8(queries(r), keys, r.start, r.end, kTopK);
+  const at::Tensor wide = at::randint(-400, 400, {5, 30}, at::kInt);
+  for (const at::Tensor& seeds : {expected, wide, wide.narrow(1, 3, 7), wide.narrow(1, 0, 0)}) {
+    EXPECT_TRUE(index_topk_fp8(queries(r), keys, r.start, r.end, kTopK, seeds).equal(expected));
+  }
+  EXPECT_THAT(thrown<InputError>([&] {
+                index_topk_fp8(queries(r), keys, r.start, r.end, kTopK, wide.narrow(0, 0, 4));
+              }),
+              ::testing::StartsWith("index_topk_fp8: seeds: expected int32 [5, k']"));
+}
+
 }  // namespace
 }  // namespace indexcache
