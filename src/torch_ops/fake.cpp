@@ -24,12 +24,14 @@ Tensor index_topk(const Tensor& q, const Tensor&, const Tensor&, const Tensor&, 
 }
 
 Tensor index_topk_fp8(const Tensor& q, const Tensor&, string_view, const Tensor&, const Tensor&,
-                      string_view, const Tensor&, const Tensor&, int64_t k) {
+                      string_view, const Tensor&, const Tensor&, int64_t k,
+                      const std::optional<Tensor>&) {
   return index_set(q, k);
 }
 
 Tensor index_topk_paged(const Tensor& q, const Tensor&, string_view, const Tensor&, string_view,
-                        const Tensor&, const Tensor&, const Tensor&, int64_t k, int64_t) {
+                        const Tensor&, const Tensor&, const Tensor&, int64_t k, int64_t,
+                        const std::optional<Tensor>&) {
   return index_set(q, k);
 }
 

@@ -44,17 +44,18 @@ IndexKeyType parse_type(string_view text) {
 
 Tensor run_index_topk_fp8(const Tensor& q, const Tensor& weights, string_view query_type,
                           const Tensor& keys, const Tensor& key_scale, string_view key_type,
-                          const Tensor& start, const Tensor& end, int64_t k) {
+                          const Tensor& start, const Tensor& end, int64_t k,
+                          const std::optional<Tensor>& seeds) {
   return index_topk_fp8({q, weights, parse_type(query_type)},
-                        {keys, key_scale, parse_type(key_type)}, start, end, k);
+                        {keys, key_scale, parse_type(key_type)}, start, end, k, seeds);
 }
 
 Tensor run_index_topk_paged(const Tensor& q, const Tensor& weights, string_view query_type,
                             const Tensor& pages, string_view key_type, const Tensor& block_table,
                             const Tensor& start, const Tensor& end, int64_t k,
-                            int64_t tokens_per_request) {
+                            int64_t tokens_per_request, const std::optional<Tensor>& seeds) {
   return index_topk_paged({q, weights, parse_type(query_type)}, {pages, parse_type(key_type)},
-                          block_table, start, end, k, tokens_per_request);
+                          block_table, start, end, k, tokens_per_request, seeds);
 }
 
 Two run_index_union(const Tensor& indices, const Tensor& group_begin) {
@@ -134,10 +135,11 @@ TORCH_LIBRARY(indexcache, m) {
       "Tensor");
   m.def(
       "index_topk_fp8(Tensor q, Tensor weights, str query_type, Tensor keys, Tensor key_scale, "
-      "str key_type, Tensor start, Tensor end, int k) -> Tensor");
+      "str key_type, Tensor start, Tensor end, int k, Tensor? seeds=None) -> Tensor");
   m.def(
       "index_topk_paged(Tensor q, Tensor weights, str query_type, Tensor pages, str key_type, "
-      "Tensor block_table, Tensor start, Tensor end, int k, int tokens_per_request) -> Tensor");
+      "Tensor block_table, Tensor start, Tensor end, int k, int tokens_per_request, "
+      "Tensor? seeds=None) -> Tensor");
   m.def("index_union(Tensor indices, Tensor group_begin) -> (Tensor entries, Tensor counts)");
   m.def(
       "sparse_mla(Tensor q, Tensor kv, Tensor indices, int value_dim, float softmax_scale) -> "

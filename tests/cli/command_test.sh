@@ -34,7 +34,7 @@ expect_error() {
 verbs=$(sed -n 's/^void add_\([a-z]*\)(CLI::App.*{$/\1/p' src/cli/*.cpp)
 [ -n "$verbs" ] || { echo "no verbs found in src/cli"; exit 1; }
 expect 0 "Usage: " --help
-expect 0 "indexcache, commit [0-9a-fu]" --version
+expect 0 "indexcache, commit " --version
 "$indexcache" --help >"$folder/help"
 for verb in $verbs; do
   grep -q "^  $verb " "$folder/help" || { echo "indexcache --help: expected the verb $verb in its list"; failures=$((failures + 1)); }

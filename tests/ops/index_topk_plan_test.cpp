@@ -67,8 +67,8 @@ TEST(IndexTopkPlan, FewGroupsAreCutInPiecesThatFillTheDevice) {
   EXPECT_EQ(sixteen.groups, 16);
   EXPECT_EQ(sixteen.pieces, 8);
   EXPECT_EQ(sixteen.blocks, 128);
-  EXPECT_EQ(sixteen.merge_bytes, std::int64_t{32} * 8 * 2048 * 8);
-  EXPECT_GE(sixteen.counter_bytes, (32 + 16) * 4);
+  EXPECT_EQ(sixteen.merge_bytes, std::int64_t{32} * 8 * (2048 * 8 + 16));
+  EXPECT_GE(sixteen.counter_bytes, 16 * 4);
   EXPECT_EQ(sixteen.workspace_bytes,
             sixteen.lists_bytes + sixteen.merge_bytes + sixteen.counter_bytes);
 }
@@ -100,6 +100,9 @@ TEST(IndexTopkPlan, RefusesWhatTheKernelsCannotServe) {
   p.format = IndexKeyFormat::kBFloat16;
   p.key_stride = 128;
   EXPECT_NE(refusal(p), "");
+  p = prefill(8, 32, 100);
+  p.num_seeds = -1;
+  EXPECT_EQ(refusal(p), "index_topk on CUDA: seeds: expected at least 0, found -1");
   p = decode(3, 2, 32, 640);
   EXPECT_EQ(refusal(p), "");
   p.num_queries = 5;

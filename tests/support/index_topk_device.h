@@ -91,7 +91,8 @@ struct Problem {
   int queries = 0, heads = 0, keys = 0, top_k = 0;
   std::vector<float> q, k, scale, weights;  // [M, H, 128], [N, 128], [N], [M, H]
   std::vector<std::int32_t> start, end;
-  bool lattice = false;  // scores are exact in fp32
+  std::vector<std::int32_t> seeds;  // [M, num_seeds] or empty
+  bool lattice = false;             // scores are exact in fp32
   // Decode: groups of `tokens` queries are requests, each with `keys` keys of its own in k and scale.
   int tokens = 0;
   bool paged = false;
@@ -203,10 +204,13 @@ class Pages {
   std::unique_ptr<DeviceBytes> table_;
 };
 
-// A problem on the device; run() gives the result and, in a debug launch, the scores.
+// A problem on the device; run() gives the result and, in a debug launch, the scores. Planned for all
+// multiprocessors, among which few queries are shared out in pieces; or, where it says so, for two, so
+// that blocks have one whole group after the other.
+enum class Blocks { kAll, kTwo };
 class DeviceProblem {
  public:
-  explicit DeviceProblem(const Problem& problem)
+  explicit DeviceProblem(const Problem& problem, Blocks blocks = Blocks::kAll)
       : params_(problem.host()),
         q_(problem.q_bytes),
         keys_(problem.k_bytes),
@@ -214,14 +218,16 @@ class DeviceProblem {
         weights_(problem.weights),
         start_(problem.start),
         end_(problem.end),
+        seeds_(problem.seeds),
         out_(sizeof(std::int32_t) * problem.queries * problem.top_k) {
     params_.keys = keys_.data();
     if (problem.paged) {
       pages_ = std::make_unique<Pages>(problem);
       pages_->bind(params_, problem);
     }
-    int processors = 0;
-    cuda_ok(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
+    int processors = 2;
+    if (blocks == Blocks::kAll)
+      cuda_ok(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
     plan_ = plan_index_topk(params_, processors);
     workspace_ = std::make_unique<DeviceBytes>(plan_.workspace_bytes);
     params_.q = q_.data();
@@ -229,6 +235,11 @@ class DeviceProblem {
     params_.weights = static_cast<const float*>(weights_.data());
     params_.start = static_cast<const std::int32_t*>(start_.data());
     params_.end = static_cast<const std::int32_t*>(end_.data());
+    if (!problem.seeds.empty()) {
+      params_.seeds = static_cast<const std::int32_t*>(seeds_.data());
+      params_.num_seeds = static_cast<std::int32_t>(problem.seeds.size() / problem.queries);
+      params_.seed_stride = params_.num_seeds;
+    }
     params_.out = static_cast<std::int32_t*>(out_.data());
     params_.workspace = workspace_->data();
     params_.workspace_bytes = plan_.workspace_bytes;
@@ -256,7 +267,7 @@ class DeviceProblem {
  private:
   IndexTopkCudaParams params_;
   IndexTopkPlan plan_;
-  DeviceBytes q_, keys_, scale_, weights_, start_, end_, out_;
+  DeviceBytes q_, keys_, scale_, weights_, start_, end_, seeds_, out_;
   std::unique_ptr<DeviceBytes> workspace_;
   std::unique_ptr<Pages> pages_;
   bool intact_ = true;

@@ -150,6 +150,15 @@ class Ops(unittest.TestCase):
         expected = top_sets(scores, start, end, k)
         self.assertTrue(ops().index_topk_fp8(*self.inputs.index_topk_fp8).equal(expected))
 
+    def test_seeds_change_nothing(self):
+        arguments = self.inputs.index_topk_fp8
+        expected = ops().index_topk_fp8(*arguments)
+        torch.library.opcheck(ops().index_topk_fp8.default, arguments, {"seeds": expected},
+                              test_utils=("test_autograd_registration", "test_faketensor"))
+        for seeds in (expected, expected.flip(0), expected.new_full((5, 3), -7)):
+            self.assertTrue(ops().index_topk_fp8(*arguments, seeds).equal(expected))
+            self.assertTrue(ops().index_topk_fp8(*arguments, seeds=seeds).equal(expected))
+
     def test_index_topk_paged_equals_contiguous_keys(self):
         arguments = self.inputs.paged_queries()
         q, weights, _, pages, _, table, start, end, k, tokens = arguments

@@ -31,12 +31,6 @@ __device__ inline void copy_4(std::uint32_t to_shared, const void* from) {
                "l"(__cvta_generic_to_global(from))
                : "memory");
 }
-// Brings bytes to L2; address and size are multiples of 16.
-__device__ inline void prefetch_l2(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-               "r"(bytes)
-               : "memory");
-}
 // Copies issued since the last commit become a group; the wait is for all but the newest kPending.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>

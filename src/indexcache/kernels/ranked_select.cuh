@@ -1,5 +1,5 @@
-// Selection among ranked keys (score_order.cuh) by a team of threads: one warp or one block.
-// Keys are distinct, so "the best `count`" is one set, whatever order they are stored in.
+// Selection among ranked keys (score_order.cuh) by a team of threads. Keys are distinct, so "the best
+// `count`" is one set, whatever order they are stored in.
 #pragma once
 
 #include <cstdint>
@@ -11,30 +11,40 @@ namespace indexcache::device {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// The threads that work together: `size` of them, `rank` the caller's place. A warp, or the block's
-// first `threads`, which meet at barrier 0.
-struct WarpTeam {
-  static constexpr int size = 32;
-  int rank = static_cast<int>(threadIdx.x) & 31;
-  __device__ __forceinline__ void sync() const { __syncwarp(); }
-};
+// Whole warps of a block that work on one list: `rank` is the caller's place among the `size`
+// threads, `barrier` the numbered barrier at which they meet.
 template <int threads>
-struct BlockTeam {
+struct Team {
   static constexpr int size = threads;
-  int rank = static_cast<int>(threadIdx.x);
-  __device__ __forceinline__ void sync() const { barrier_sync(0, threads); }
+  int rank, barrier;
+  __device__ __forceinline__ void sync() const { barrier_sync(barrier, threads); }
 };
 
 // A team's scratch in shared memory.
 struct SelectScratch {
+  static constexpr int kMostWarps = 16;
   unsigned counts[256];
-  RankedKey low, high;
+  RankedKey low[kMostWarps], high[kMostWarps];
   unsigned bin, above, inside;
+  int slot;  // the next place in a list that threads append to
 };
 
+// A warp: the next places in a list, as many as each lane wants.
+__device__ __forceinline__ int take_places(int* next, int wanted) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int through = wanted;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kAllLanes, through, step);
+    if (lane >= step) through += before;
+  }
+  int from = 0;
+  if (lane == 31 && through > 0) from = atomicAdd(next, through);
+  return __shfl_sync(kAllLanes, from, 31) + through - wanted;
+}
+
 // visit(key, valid) for every key of the list (or rank, the upper half of one), several loads in
-// flight. All threads of a warp call visit equally often, for keys in the list's order; valid is
-// false past the end.
+// flight. All threads of a warp call visit equally often; valid is false past the end.
 template <int kBatch = 8, class Team, class Key, class Visit>
 __device__ __forceinline__ void for_each_key(const Team& team, const Key* list, int size,
                                              const Visit& visit) {
@@ -50,32 +60,35 @@ __device__ __forceinline__ void for_each_key(const Team& team, const Key* list, 
   }
 }
 
-// Sets scratch.low and .high to the least and the greatest key.
-template <class Team, class Key>
-__device__ void find_extremes(const Team& team, const Key* list, int size, SelectScratch& scratch) {
-  if (team.rank == 0) {
-    scratch.low = ~0ull;
-    scratch.high = 0;
+// The least and the greatest key: of a thread, and joined over its team.
+template <class Key>
+struct Extremes {
+  Key low = ~Key{0}, high = 0;
+  __device__ __forceinline__ void add(Extremes other) {
+    low = other.low < low ? other.low : low;
+    high = other.high > high ? other.high : high;
   }
-  team.sync();
-  RankedKey low = ~0ull, high = 0;
-  for_each_key(team, list, size, [&](Key key, bool valid) {
-    if (!valid) return;
-    low = key < low ? key : low;
-    high = key > high ? key : high;
-  });
+};
+template <class Team, class Key>
+__device__ __forceinline__ Extremes<Key> join(const Team& team, Extremes<Key> own,
+                                              SelectScratch& scratch) {
+  constexpr int kWarps = Team::size / 32;
+  static_assert(kWarps <= SelectScratch::kMostWarps);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
-    const RankedKey other_low = __shfl_xor_sync(kAllLanes, low, step);
-    const RankedKey other_high = __shfl_xor_sync(kAllLanes, high, step);
-    low = other_low < low ? other_low : low;
-    high = other_high > high ? other_high : high;
+    own.add(
+        {__shfl_xor_sync(kAllLanes, own.low, step), __shfl_xor_sync(kAllLanes, own.high, step)});
   }
   if (threadIdx.x % 32 == 0) {
-    atomicMin(&scratch.low, low);
-    atomicMax(&scratch.high, high);
+    scratch.low[team.rank / 32] = own.low;
+    scratch.high[team.rank / 32] = own.high;
   }
   team.sync();
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    own.add({static_cast<Key>(scratch.low[i]), static_cast<Key>(scratch.high[i])});
+  }
+  return own;
 }
 
 // One warp: the bin that holds the wanted-th greatest of what the counts hold, into scratch.bin;
@@ -105,31 +118,30 @@ __device__ __forceinline__ void find_bin(unsigned wanted, SelectScratch& scratch
   }
 }
 
-// A threshold, at most the wanted-th greatest key (1 <= wanted <= size). Radix selection from the
-// highest bit in which keys differ, 8 bits a pass, until a bin is taken whole. `exact`: just `wanted`
-// keys reach it, as always where keys are distinct; ranks may repeat.
+// A threshold, at most the wanted-th greatest key (1 <= wanted < size). Radix selection on what keys
+// exceed the least by, from the highest bit that occurs, 8 bits a pass, until a bin is taken whole: keys
+// close to each other thus still spread over the bins; or until at most `slack` more reach the threshold.
+// `found`: so many do, as always where keys are distinct; ranks may repeat.
 template <class Key>
 struct Threshold {
   Key key;
-  bool exact;
+  bool found;
 };
 template <class Team, class Key>
 __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int size, int wanted,
+                                         int slack, const Extremes<Key>& all,
                                          SelectScratch& scratch) {
-  find_extremes(team, list, size, scratch);
-  const RankedKey low = scratch.low, high = scratch.high;
-  if (wanted == size) return {static_cast<Key>(low), true};
-  int bits = 64 - __clzll(static_cast<long long>(low ^ high));  // below these all keys agree
-  RankedKey prefix = bits == 64 ? 0 : high >> bits;
+  int bits = 64 - __clzll(static_cast<long long>(all.high - all.low));
+  Key prefix = 0;
   unsigned left = static_cast<unsigned>(wanted);
-  bool exact = false;
-  while (bits > 0 && !exact) {
+  bool found = false;
+  while (bits > 0 && !found) {
     const int width = bits < 8 ? bits : 8, shift = bits - width;
     team.sync();
     for (int i = team.rank; i < 256; i += Team::size) scratch.counts[i] = 0;
     team.sync();
-    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-      const RankedKey digits = key >> shift;
+    for_each_key(team, list, size, [&](Key key, bool valid) {
+      const Key digits = (key - all.low) >> shift;
       if (valid && digits >> width == prefix) {
         atomicAdd(&scratch.counts[static_cast<unsigned>(digits) & ((1u << width) - 1)], 1u);
       }
@@ -140,126 +152,101 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
-    exact = left == scratch.inside;
+    found = scratch.inside - left <= static_cast<unsigned>(slack);
   }
-  return {static_cast<Key>(prefix << bits), exact};
+  return {all.low + (prefix << bits), found};
 }
 
-// A threshold that exactly `wanted` of the keys reach.
+// The threshold that exactly `wanted` of the keys reach, or at most `slack` more; kEveryKey where there
+// are no more than `wanted`.
+// Their ranks pass to `room`, `words` of shared memory, if they fit; where they do not, or equal ranks
+// straddle the threshold, the list itself is searched.
 template <class Team>
-__device__ RankedKey select_threshold(const Team& team, const RankedKey* list, int size, int wanted,
-                                      SelectScratch& scratch) {
-  return find_threshold(team, list, size, wanted, scratch).key;
-}
-
-// One warp: the same for a list in device memory, whose ranks pass to `room` words of shared memory
-// first. Where they do not fit, or equal ranks straddle the threshold, the list itself is searched.
-__device__ __forceinline__ RankedKey select_threshold_by_rank(const RankedKey* list, int size,
-                                                              int wanted, std::uint32_t* ranks,
-                                                              int room, SelectScratch& scratch) {
-  const WarpTeam team;
-  if (size <= room) {
+__device__ __noinline__ RankedKey select_threshold(const Team& team, const RankedKey* list,
+                                                   int size, int wanted, std::uint32_t* room,
+                                                   int words, SelectScratch& scratch,
+                                                   int slack = 0) {
+  if (size <= wanted) return kEveryKey;
+  if (wanted == 0) return kNoKey;
+  if (size <= words) {
+    Extremes<std::uint32_t> own;
     int at = team.rank;
     for_each_key<16>(team, list, size, [&](RankedKey key, bool valid) {
-      if (valid) ranks[at] = static_cast<std::uint32_t>(key >> 32);
-      at += 32;
-    });
-    team.sync();
-    const Threshold<std::uint32_t> found = find_threshold(team, ranks, size, wanted, scratch);
-    if (found.exact) return RankedKey{found.key} << 32;
-  }
-  return select_threshold(team, list, size, wanted, scratch);
-}
-
-// One warp: keeps, in place and in their order, the keys that reach the threshold; returns how many.
-__device__ __forceinline__ int compact(RankedKey* list, int size, RankedKey threshold) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  int kept = 0;
-  for (int base = 0; base < size; base += 32) {
-    const RankedKey key = base + lane < size ? list[base + lane] : 0;
-    const bool keep = base + lane < size && key >= threshold;
-    const unsigned keepers = __ballot_sync(kAllLanes, keep);
-    if (keep) list[kept + __popc(keepers & ((1u << lane) - 1))] = key;
-    kept += __popc(keepers);
-    __syncwarp();
-  }
-  return kept;
-}
-
-// One warp: the indices of the keys that reach the threshold, in the list's order; returns how many.
-__device__ __forceinline__ int take_indices(const RankedKey* list, int size, RankedKey threshold,
-                                            int* indices) {
-  const WarpTeam team;
-  int taken = 0;
-  for_each_key<16>(team, list, size, [&](RankedKey key, bool valid) {
-    const bool take = valid && key >= threshold;
-    const unsigned takers = __ballot_sync(kAllLanes, take);
-    if (take) indices[taken + __popc(takers & ((1u << team.rank) - 1))] = key_index(key);
-    taken += __popc(takers);
-  });
-  team.sync();
-  return taken;
-}
-
-// One warp: writes the indices minus `first` to `out`, ascending. They are in order but for their
-// places within stretches of 32 x words, or a divisor of it, from `origin` on. Sets a bit for each
-// in words + 32 words of shared memory; words is a multiple of 32.
-template <int words>
-__device__ __forceinline__ void write_nearly_ascending(const int* indices, int size, int origin,
-                                                       int first, std::int32_t* out,
-                                                       unsigned* bits) {
-  constexpr int kOwn = words / 32, kStretch = 32 * words;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  unsigned* own_bits = bits + lane * (kOwn + 1);  // odd: lanes meet no bank twice
-  for (int at = 0; at < size;) {
-    const int base = origin + (indices[at] - origin) / kStretch * kStretch;
-#pragma unroll 8
-    for (int i = 0; i < kOwn; ++i) own_bits[i] = 0;
-    __syncwarp();
-    for (unsigned inside = kAllLanes; inside == kAllLanes; at += __popc(inside)) {
-      const int bit = at + lane < size ? indices[at + lane] - base : kStretch;
-      const int word = bit / 32;
-      if (bit < kStretch) atomicOr(&bits[word + word / kOwn], 1u << bit % 32);
-      inside = __ballot_sync(kAllLanes, bit < kStretch);
-    }
-    __syncwarp();
-    int own = 0;
-#pragma unroll 8
-    for (int i = 0; i < kOwn; ++i) own += __popc(own_bits[i]);
-    int through = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(kAllLanes, through, step);
-      if (lane >= step) through += before;
-    }
-    std::int32_t* place = out + (through - own);
-    for (int i = 0; i < kOwn; ++i) {
-      for (unsigned rest = own_bits[i]; rest != 0; rest &= rest - 1) {
-        *place++ = base - first + 32 * (lane * kOwn + i) + __ffs(static_cast<int>(rest)) - 1;
+      const auto rank = static_cast<std::uint32_t>(key >> 32);
+      if (valid) {
+        room[at] = rank;
+        own.add({rank, rank});
       }
-    }
-    out += __shfl_sync(kAllLanes, through, 31);
-    __syncwarp();
+      at += Team::size;
+    });
+    const auto all = join(team, own, scratch);
+    const auto found =
+        find_threshold<Team, std::uint32_t>(team, room, size, wanted, slack, all, scratch);
+    if (found.found) return RankedKey{found.key} << 32;
   }
+  Extremes<RankedKey> own;
+  for_each_key(team, list, size, [&](RankedKey key, bool valid) {
+    if (valid) own.add({key, key});
+  });
+  team.sync();
+  return find_threshold(team, list, size, wanted, slack, join(team, own, scratch), scratch).key;
 }
 
-// A team copies a list.
-template <class Team>
-__device__ __forceinline__ void copy_keys(const Team& team, const RankedKey* from, int size,
-                                          RankedKey* to) {
-  int at = team.rank;
-  for_each_key<16>(team, from, size, [&](RankedKey key, bool valid) {
-    if (valid) to[at] = key;
-    at += Team::size;
-  });
+// take(key, place) for the keys of [low, high), places from scratch.slot on, which the team has agreed
+// on. In a list's own place if `within`: what is overwritten has been read.
+template <bool within = false, class Team, class Take>
+__device__ __forceinline__ void take_keys(const Team& team, const RankedKey* list, int size,
+                                          RankedKey low, RankedKey high, SelectScratch& scratch,
+                                          const Take& take) {
+  constexpr int kBatch = Team::size < 512 ? 16 : 8;
+#pragma unroll 1
+  for (int base = 0; base < size; base += kBatch * Team::size) {
+    RankedKey keys[kBatch];
+    unsigned wanted = 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = base + i * Team::size + team.rank;
+      keys[i] = at < size ? list[at] : kEveryKey;  // which is no key's
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const bool takes = keys[i] >= low && keys[i] < high && keys[i] != kEveryKey;
+      wanted |= static_cast<unsigned>(takes) << i;
+    }
+    if (within) team.sync();
+    int place = take_places(&scratch.slot, __popc(wanted));
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (wanted >> i & 1) take(keys[i], place++);
+    }
+  }
   team.sync();
 }
 
-// The block: the sum of `own` over the threads before this one; `all` gets that over all of them.
-template <int threads>
-__device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
+// Keeps, in place, the keys that reach the threshold; returns how many.
+template <class Team>
+__device__ __forceinline__ int compact(const Team& team, RankedKey* list, int size,
+                                       RankedKey threshold, SelectScratch& scratch) {
+  if (team.rank == 0) scratch.slot = 0;
+  take_keys<true>(team, list, size, threshold, kNoKey, scratch,
+                  [&](RankedKey key, int place) { list[place] = key; });
+  return scratch.slot;
+}
+
+// Appends the keys of [low, high) to `to`.
+template <class Team>
+__device__ __forceinline__ void append_keys(const Team& team, const RankedKey* list, int size,
+                                            RankedKey low, RankedKey high, RankedKey* to,
+                                            SelectScratch& scratch) {
+  take_keys(team, list, size, low, high, scratch,
+            [&](RankedKey key, int place) { to[place] = key; });
+}
+
+// The sum of `own` over the threads before this one; `all` gets that over all of them.
+template <class Team>
+__device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, unsigned& all,
                                                SelectScratch& scratch) {
-  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const unsigned lane = threadIdx.x % 32, warp = team.rank / 32;
   unsigned through = own;
 #pragma unroll
   for (unsigned step = 1; step < 32; step *= 2) {
@@ -267,48 +254,78 @@ __device__ __forceinline__ unsigned sum_before(unsigned own, unsigned& all,
     if (lane >= step) through += before;
   }
   if (lane == 31) scratch.counts[warp] = through;
-  barrier_sync(0, threads);
+  team.sync();
   unsigned result = through - own;
   all = 0;
 #pragma unroll
-  for (unsigned i = 0; i < threads / 32; ++i) {
+  for (unsigned i = 0; i < Team::size / 32; ++i) {
     if (i < warp) result += scratch.counts[i];
     all += scratch.counts[i];
   }
-  barrier_sync(0, threads);
+  team.sync();
   return result;
 }
 
-// The block: the indices, minus `first`, of the keys that reach the threshold, ascending, to `out`.
-// All are in [first, first + range). Sets a bit for each in `bits`, `words` words of shared memory,
-// as often as it takes to cover the range.
-template <int threads>
-__device__ void write_ascending(const RankedKey* list, int size, RankedKey threshold, int first,
-                                int range, std::int32_t* out, unsigned* bits, int words,
-                                SelectScratch& scratch) {
-  const BlockTeam<threads> team;
-  for (int base = 0; base < range; base += 32 * words) {
-    const int used = min(words, (range - base + 31) / 32);
-    for (int i = team.rank; i < used; i += threads) bits[i] = 0;
+// Writes the indices, minus `first`, of the keys that reach the threshold, at most kMostOrdered, to
+// `out`, ascending; returns how many. All are in [first, first + range). A bit for each, a stretch of the
+// range at a time; an index's place is the number of bits before its own, of which every word's share
+// is noted beside it. `room`: kOrderWords words of shared memory.
+constexpr int kMostOrdered = 2048;
+constexpr int kOwnWords = 32;  // of bits, a thread's at most
+template <class Team>
+constexpr int kOrderWords = kMostOrdered + Team::size*(kOwnWords + 1 + (kOwnWords + 2) / 2);
+
+template <class Team>
+__device__ __noinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
+                                            RankedKey threshold, int first, int range,
+                                            std::int32_t* out, std::uint32_t* room,
+                                            SelectScratch& scratch) {
+  auto* indices = reinterpret_cast<int*>(room);
+  if (team.rank == 0) scratch.slot = 0;
+  team.sync();
+  take_keys(team, list, size, threshold, kNoKey, scratch,
+            [&](RankedKey key, int place) { indices[place] = key_index(key) - first; });
+  const int taken = scratch.slot;
+  // A thread's words: a power of two that covers the range at once, if there are so many. They stand an
+  // odd number of words from its neighbours': lanes then meet no bank twice.
+  const int needed = (range + 32 * Team::size - 1) / (32 * Team::size);
+  const int log = needed >= kOwnWords ? 5 : 32 - __clz(max(needed - 1, 0));
+  const int own_words = 1 << log, stretch = 32 * Team::size << log;
+  std::uint32_t* bits = room + kMostOrdered;
+  auto* before = reinterpret_cast<std::uint16_t*>(bits + Team::size * (own_words + 1));
+  std::uint32_t* own_bits = bits + team.rank * (own_words + 1);
+  std::uint16_t* own_before = before + team.rank * (own_words + 2);
+  for (int base = 0; base < range; base += stretch) {
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) own_bits[i] = 0;
     team.sync();
-    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-      const auto bit = static_cast<unsigned>(key_index(key) - first - base);
-      if (valid && key >= threshold && bit < 32u * used) atomicOr(&bits[bit / 32], 1u << bit % 32);
-    });
+#pragma unroll 4
+    for (int i = team.rank; i < taken; i += Team::size) {
+      const int bit = indices[i] - base, word = bit / 32;
+      if (bit >= 0 && bit < stretch) atomicOr(&bits[word + (word >> log)], 1u << bit % 32);
+    }
     team.sync();
-    const int chunk = (used + threads - 1) / threads | 1;  // odd: threads meet no bank twice
-    const int from = min(team.rank * chunk, used), to = min(from + chunk, used);
     unsigned own = 0, all = 0;
-    for (int i = from; i < to; ++i) own += __popc(bits[i]);
-    std::int32_t* place = out + sum_before<threads>(own, all, scratch);
-    for (int i = from; i < to; ++i) {
-      for (unsigned rest = bits[i]; rest != 0; rest &= rest - 1) {
-        *place++ = base + 32 * i + __ffs(static_cast<int>(rest)) - 1;
-      }
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) own += __popc(own_bits[i]);
+    unsigned through = sum_before(team, own, all, scratch);
+#pragma unroll 4
+    for (int i = 0; i < own_words; ++i) {
+      own_before[i] = static_cast<std::uint16_t>(through);
+      through += __popc(own_bits[i]);
+    }
+    team.sync();
+#pragma unroll 4
+    for (int i = team.rank; i < taken; i += Team::size) {
+      const int bit = indices[i] - base, word = bit / 32;
+      if (bit < 0 || bit >= stretch) continue;
+      const unsigned lower = bits[word + (word >> log)] & ((1u << bit % 32) - 1);
+      out[before[word + (word >> log) * 2] + __popc(lower)] = indices[i];
     }
     out += all;
     team.sync();
   }
+  return taken;
 }
 
 }  // namespace indexcache::device

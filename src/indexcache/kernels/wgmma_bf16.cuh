@@ -27,7 +27,7 @@ __device__ constexpr std::uint32_t swizzled_offset(int row, int chunk) {
 }
 
 // Groups of 8 rows are 1024 bytes apart; 1 in the top bits: 128-byte swizzle.
-__device__ inline std::uint64_t rows_operand(std::uint32_t address) {
+__device__ constexpr std::uint64_t rows_operand(std::uint32_t address) {
   return (std::uint64_t{1} << 62) | (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 16) |
          ((address & 0x3FFFF) >> 4);
 }

@@ -8,219 +8,271 @@ namespace indexcache::index_topk_device {
 
 template <class L>
 struct GroupCandidates {
-  static constexpr int kQueries = L::kQueries, kOwn = L::kOwn, kSums = L::kSums;
-  static constexpr bool kFewQueries = kQueries <= 2;  // thresholds then leave the keys' room alone
-  static constexpr int kUnits = L::kUnits, kRowBlocks = L::kRowBlocks;
-  static constexpr int kTogether = L::kTogether;
-  static constexpr int kInFlight = kUnits;
-  static_assert(L::kTilesPerLook % kTogether == 0 && L::kStages / 2 + kTogether <= L::kStages);
+  static constexpr int kQueries = L::kGroupQueries, kOwn = L::kOwn, kSums = L::kSums;
 
   const IndexTopkCudaParams& p;
-  Item item;
   GroupShared<L>& shared;
-  RankedKey* lists;              // [kQueries][kCandidateCapacity]
   RingPlace<L::kStages>& place;  // of the next tile
-  GroupScores<L> scores{p, item, shared};
+  GroupScores<L> scores{p, shared};
 
-  __device__ __forceinline__ StagedScore* staged() const { return shared.staged[threadIdx.x / 32]; }
-
-  // A warp: notes what reaches the thresholds' scores, at staged()[count] and on.
-  __device__ __forceinline__ void stage_score(bool wanted, float score, int query, int place,
-                                              int& count) const {
-    const unsigned takers = __ballot_sync(kAllLanes, wanted);
-    if (takers == 0) return;
-    if (wanted) {
-      const int before = __popc(takers & ((1u << threadIdx.x % 32) - 1));
-      staged()[count + before] = {score, static_cast<std::uint32_t>(query << 16 | place)};
-    }
-    count += __popc(takers);
+  // The block's lists: [kQueries][kCandidateCapacity].
+  __device__ __forceinline__ RankedKey* lists() const {
+    return static_cast<RankedKey*>(p.workspace) +
+           std::int64_t{blockIdx.x} * kQueries * kCandidateCapacity;
   }
 
-  // A warp: the next place in the query's list, for the lanes that want one.
-  __device__ __forceinline__ int take_slot(int query, bool wanted) const {
-    int* counts = shared.state.count;
-    if constexpr (!kFewQueries) return wanted ? atomicAdd(&counts[query], 1) : 0;
-    // Few counters, where lanes would wait for each other: one addition a warp.
+  // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
+  static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
+  static constexpr std::uint32_t kStagedRoom = L::kStaged * kStagedStride - kStagedStride;
+  static constexpr std::uint32_t kSecondOwn = 1u
+                                              << 31;  // beside a place: of the lane's second query
+  __device__ __forceinline__ std::uint32_t staged() const {
+    return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
+  }
+
+  // A warp: the next places in a query's list, as many as each lane wants.
+  __device__ __forceinline__ int take_slots(int query, int wanted) const {
+    int* count = &shared.state.count[query];
+    if constexpr (kQueries > 2) return wanted > 0 ? atomicAdd(count, wanted) : 0;
+    // Few counters, where lanes would wait for each other: one addition a warp and query.
     int slot = 0;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
-      const unsigned takers = __ballot_sync(kAllLanes, wanted && query == i);
-      if (takers == 0) continue;
-      int from = 0;
-      if (threadIdx.x % 32 == 0) from = atomicAdd(&counts[i], __popc(takers));
-      from = __shfl_sync(kAllLanes, from, 0);
-      if (query == i) slot = from + __popc(takers & ((1u << threadIdx.x % 32) - 1));
+      const int place = take_places(&shared.state.count[i], query == i ? wanted : 0);
+      if (query == i) slot = place;
     }
     return slot;
   }
 
-  // A warp: what it staged and what reaches the thresholds goes to the lists. `first` is the place
-  // in the walk where places count from.
-  __device__ __forceinline__ void append_staged(int first, int& count) const {
-    GroupState& state = shared.state;
-    const KeyWalk& walk = shared.walk;
-    __syncwarp();
-    const int lane = threadIdx.x % 32;
-    for (int i = lane; i < (count + 31) / 32 * 32; i += 32) {
-      const StagedScore s = i < count ? staged()[i] : StagedScore{};
-      const int query = s.query_and_place >> 16;
-      const int at = first + static_cast<int>(s.query_and_place & 0xFFFF);
-      const int index = walk.key(at);
-      const bool inside =
-          i < count && at < walk.count && index >= state.start[query] && index < state.end[query];
-      const RankedKey key = ranked_key(s.score, index);
-      if (inside && p.scores != nullptr) {
-        p.scores[std::int64_t{item.first_query + query} * p.num_keys + index] = s.score;
-      }
-      const bool wanted = inside && key >= state.threshold[query];
-      const int slot = take_slot(query, wanted);
-      if (wanted) lists[query * kCandidateCapacity + slot] = key;
+  // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
+  // queries it is of.
+  struct Found {
+    bool present;  // in the walk
+    bool inside;   // and in the query's range
+    int place, own;
+    RankedKey key;
+  };
+  template <bool scattered>
+  __device__ __forceinline__ Found load_staged(const KeyWalk& walk, std::uint32_t from,
+                                               std::uint32_t end) const {
+    float score = 0;
+    std::uint32_t own_and_place = 0;
+    if (from < end) {
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=f"(score), "=r"(own_and_place)
+                   : "r"(from)
+                   : "memory");
     }
-    __syncwarp();
-    count = 0;
+    Found found;
+    found.place = static_cast<int>(own_and_place & ~kSecondOwn);
+    found.own = kOwn == 2 && own_and_place >= kSecondOwn;
+    found.present = from < end && found.place < walk.count;
+    const int index = !scattered      ? walk.key_in_blocks(found.place)
+                      : found.present ? walk.scattered_key(found.place)
+                                      : 0;
+    const int query = GroupScores<L>::own_query(found.own);
+    found.inside =
+        found.present && index >= shared.state.start[query] && index < shared.state.end[query];
+    found.key = ranked_key(score, index);
+    if (found.inside && p.scores != nullptr) {
+      p.scores[std::int64_t{shared.item.first_query + query} * p.num_keys + index] = score;
+    }
+    return found;
+  }
+
+  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
+  // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
+  __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
+    constexpr int kMost = L::kStaged - 1;
+    const std::uint32_t from = end & ~kStagedRoom;
+    const KeyWalk walk = shared.walk;
+    RankedKey threshold[kOwn];
+    unsigned wanted[kOwn] = {};
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      threshold[own] = shared.state.threshold[GroupScores<L>::own_query(own)];
+    }
+    RankedKey keys[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const Found found = load_staged<false>(walk, from + i * kStagedStride, end);
+      keys[i] = found.key;
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const bool takes = found.inside && found.own == own && found.key >= threshold[own];
+        wanted[own] |= static_cast<unsigned>(takes) << i;
+      }
+    }
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int query = GroupScores<L>::own_query(own);
+      RankedKey* to = lists() + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        if (wanted[own] >> i & 1) *to++ = keys[i];
+      }
+    }
+    end = from;
+  }
+
+  // A warp: what its lanes staged of a sample, where every key has its place in the list.
+  __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
+    const std::uint32_t from = end & ~kStagedRoom;
+    const KeyWalk walk = shared.walk;
+#pragma unroll
+    for (int i = 0; i < L::kStaged - 1; ++i) {
+      const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
+      RankedKey* list = lists() + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
+      if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
+    }
+    end = from;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      floor[i] = threshold_score(shared.state.threshold[L::column_query(threadIdx.x % 4, i)]);
+      floor[i] = threshold_score(shared.state.threshold[GroupScores<L>::own_query(i)]);
+      if (p.scores != nullptr) floor[i] = __uint_as_float(0x7FFFFFFFu);  // all are to be seen
     }
   }
 
-  // The scorers: whether a list may overflow before the next look.
-  __device__ __forceinline__ bool some_list_is_full() const {
-    const int i = threadIdx.x;
-    return barrier_any(
-        0, kScorers,
-        i < kQueries && shared.state.count[i] > kCandidateLimit && !shared.state.settled[i]);
+  // A warp at look n, before the keys from n * kKeysPerLook on: whether look n - 1 found a list above
+  // the limit. The first warp looks; by the next look all have heard, so that hardly any waits.
+  __device__ __forceinline__ bool look(int n) const {
+    if (threadIdx.x < 32) {
+      const int i = threadIdx.x;
+      const bool above = __any_sync(kAllLanes, i < kQueries && is_full(i));
+      if (i == 0) shared.looks[n % kLooks] = 2 * n + above;
+    }
+    int before;
+    do {
+      before = shared.looks[(n - 1) % kLooks];
+    } while (before >> 1 != n - 1);
+    return before & 1;
+  }
+  __device__ __forceinline__ bool is_full(int query) const {
+    const int count = *static_cast<volatile int*>(&shared.state.count[query]);
+    return count > L::kLimit && !shared.state.settled[query];
+  }
+  // One thread, when no warp scans: the next is look n + 1.
+  __device__ __forceinline__ void reset_looks(int n) const {
+    for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
-  // The scorers: cuts those lists to the best k, whose least becomes the threshold.
-  __device__ void cut_lists() const {
+  static constexpr int kCutSlack = 256;
+  static_assert(L::kLimit >= kMostOrdered + kCutSlack);
+
+  // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
+  // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
+  __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
-    const int warp = threadIdx.x / 32;
-    if (warp < kQueries && state.count[warp] > kCandidateLimit && !state.settled[warp]) {
-      RankedKey* list = lists + warp * kCandidateCapacity;
-      const int size = state.count[warp];
+    barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
+    if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
+    const QueryTeam<L> team;
+    const int query = team.query, size = state.count[query];
+    if (is_full(query)) {
+      RankedKey* list = lists() + query * kCandidateCapacity;
+      SelectScratch& scratch = shared.select[query];
+      const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
       const RankedKey threshold =
-          select_threshold(WarpTeam{}, list, size, p.top_k, shared.select[warp]);
-      const int kept = compact(list, size, threshold);
-      if (threadIdx.x % 32 == 0) {
-        state.count[warp] = kept;
-        state.threshold[warp] = threshold;
+          select_threshold(team, list, size, p.top_k, free.words, free.count, scratch, kCutSlack);
+      const int kept = compact(team, list, size, threshold, scratch);
+      if (team.rank == 0) {
+        state.count[query] = kept;
+        state.threshold[query] = threshold;
       }
     }
-    BlockTeam<kScorers>{}.sync();
+    barrier_sync(kScorersBarrier, kScorers);
   }
 
   __device__ __forceinline__ void wait_for_tile(const RingPlace<L::kStages>& at) const {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
+  // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
+  // the first's in the walk, end that of what is staged.
+  static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
+                                                    const float (&scale)[2],
+                                                    const float (&floor)[kOwn], std::uint32_t place,
+                                                    std::uint32_t& end) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
+        if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
+                     "r"(place + own * kSecondOwn + r * 8)
+                     : "memory");
+        end += kStagedStride;
+      }
+    }
+  }
+
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. Tiles go in pairs, in one straight line of code, since the
-  // compiler lets no products run across the end of a loop; within it, the next unit's are started
-  // as soon as the accumulators that they need are read. The second of a pair may lie past the end:
-  // its products are of whatever lies there, and what is staged of it is dropped.
+  // is full. Returns the next tile. The warpgroups go their own ways between looks.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
-    float weights[L::kWeights], floor[kOwn];
+    float4 weights[L::kHeld / 4];
+    float floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
-    int staged_count = 0, look_first = tile * L::kTileKeys;
-    bool full = false;
+    const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
+    const int row = GroupScores<L>::first_row();
+    const float* scales = shared.scales[0] + row;
+    const bool sampling = shared.walk.scattered();
+    std::uint32_t end = staged();
+    const auto append = [&] { sampling ? store_sample(end) : append_staged(end); };
+    int stop = min(tile + L::kTilesPerLook, tiles);
+    for (;;) {
 #pragma unroll 1
-    do {
-      float d[kInFlight][L::kColumns / 2];
-      float sums[kRowBlocks][2][kOwn][kSums], scale[kRowBlocks][2];
-      RingPlace<L::kStages> at[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) at[i] = i == 0 ? place : at[i - 1].next();
-      const auto multiply = [&](int i) {
-        const int t = i / kUnits;
-        if (i % kUnits == 0 && (t == 0 || tile + t < tiles)) wait_for_tile(at[t]);
-        scores.multiply(i % kUnits, at[t].stage, d[i % kInFlight]);
-      };
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) multiply(i);
-#pragma unroll
-      for (int i = 0; i < kTogether * kUnits; ++i) {
-        const int t = i / kUnits, unit = i % kUnits;
-        if (i + 1 < kTogether * kUnits) {
-          wgmma_wait<kInFlight - 1>();
-        } else {
-          wgmma_wait<0>();
-        }
-        wgmma_pin(d[i % kInFlight]);
-        if (unit == 0) {
-#pragma unroll
-          for (int j = 0; j < 2 * kRowBlocks * kOwn; ++j) {
-#pragma unroll
-            for (int k = 0; k < kSums; ++k) sums[j / 2 / kOwn][j % 2][j / 2 % kOwn][k] = 0;
-          }
-        }
-        scores.reduce(unit % L::kBanks, d[i % kInFlight], weights, sums[unit / L::kBanks]);
-        // All of d is read before the next products overwrite it: else the compiler copies it.
-#pragma unroll
-        for (int j = 0; j < 2 * kOwn; ++j) wgmma_pin(sums[unit / L::kBanks][j % 2][j / 2]);
-        if (i + kInFlight < kTogether * kUnits) multiply(i + kInFlight);
-        if (unit < kUnits - 1) continue;
-#pragma unroll
-        for (int j = 0; j < 2 * kRowBlocks; ++j) {
-          const int row = GroupScores<L>::first_row(j / 2) + j % 2 * 8;
-          scale[j / 2][j % 2] = scores.has_scales() ? shared.scales[at[t].stage][row] : 1.0f;
+      for (; tile < stop && !__any_sync(kAllLanes, is_nearly_full(end)); ++tile) {
+        float d[L::kColumns / 2];
+        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
+        wait_for_tile(place);
+        GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
+        float sums[2][kOwn][kSums] = {};
+        wgmma_wait<0>();
+        wgmma_pin(d);
+        scores.reduce(d, weights, sums);
+        float scale[2] = {1, 1};
+        if (L::Format::kHasScale) {
+          scale[0] = scales[place.stage * L::kTileKeys];
+          scale[1] = scales[place.stage * L::kTileKeys + 8];
         }
         __syncwarp();
-        if ((t == 0 || tile + t < tiles) && threadIdx.x % 32 == 0) {
-          mbarrier_arrive(&shared.empty[at[t].stage]);
-        }
-#pragma unroll
-        for (int j = 0; j < 2 * kRowBlocks; ++j) {
-          const int row = GroupScores<L>::first_row(j / 2) + j % 2 * 8;
-#pragma unroll
-          for (int own = 0; own < kOwn; ++own) {
-            const float score =
-                GroupScores<L>::total(sums[j / 2][j % 2][own]) * scale[j / 2][j % 2];
-            const bool wanted =
-                GroupScores<L>::offers(j % 2) && (p.scores != nullptr || !(score < floor[own]));
-            stage_score(wanted, score, L::column_query(threadIdx.x % 4, own),
-                        (tile + t) * L::kTileKeys - look_first + row, staged_count);
-          }
-        }
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
+        stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
+        place = place.next();
       }
-      const int done = min(kTogether, tiles - tile);
-      place = at[0];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        if (i < done) place = at[i].next();
-      tile += done;
-      const bool look = tile % L::kTilesPerLook == 0 || tile == tiles;
-      if (look || staged_count > L::kStaged - kTogether * L::kMostStaged) {
-        append_staged(look_first, staged_count);
-      }
-      if (look) {
-        look_first = tile * L::kTileKeys;
-        full = some_list_is_full();
-      }
-    } while (tile < tiles && !full);
-    return tile;
+      // At a look what is staged may wait.
+      const bool looks = tile == stop && tile < tiles;
+      const bool full = looks && look(tile / L::kTilesPerLook);
+      if (!looks || full) append();
+      if (full || tile == tiles) return tile;
+      if (looks) stop = min(tile + L::kTilesPerLook, tiles);
+    }
+  }
+  static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
+    return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    if (walk.count == 0) return;
+    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
     if (threadIdx.x == 0) {
       shared.walk = walk;
-      shared.item = item;
+      reset_looks(0);
     }
+    fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }
 
   // The scorers: scores the keys of the walk and appends candidates.
-  __device__ __forceinline__ void scan(const KeyWalk& walk) const {
-    const int tiles = (walk.count + L::kTileKeys - 1) / L::kTileKeys;
+  __device__ __forceinline__ void scan() const {
+    const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists();
+      cut_lists(tile);
     }
   }
 
@@ -228,47 +280,32 @@ struct GroupCandidates {
     return max(0, shared.state.end[query] - shared.state.start[query]);
   }
 
-  // After the sample: the threshold that some more than k keys of the query will reach. The number
-  // sampled among the best k is about mean, with deviation sqrt(mean) at most. 0: every key.
-  __device__ __forceinline__ int rank_in_sample(int query) const {
-    const int sampled = shared.state.count[query], keys = range(query);
-    if (keys <= kCandidateLimit) return 0;
+  // After a sample of `sampled` of `keys` keys: the rank in it of the threshold, which some more than
+  // k keys of the query will reach. The number sampled among the best k is about mean, with
+  // deviation sqrt(mean) at most. 0: every key.
+  __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
+    if (range(query) <= kShortRange) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    const int rank = static_cast<int>(mean + 5 * sqrtf(mean)) + 2;
-    return rank < sampled ? rank : 0;
+    return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
   }
-  __device__ __forceinline__ void choose_thresholds() const {
-    GroupState& state = shared.state;
-    const int warp = threadIdx.x / 32;
-    if (kFewQueries) {  // all scorers for each: sooner done
-      const BlockTeam<kScorers> team;
-      constexpr int kRoom = sizeof(shared.staged) / sizeof(RankedKey);
-      for (int query = 0; query < item.queries; ++query) {
-        const int rank = rank_in_sample(query), size = state.count[query];
-        if (rank == 0) continue;
-        const RankedKey* keys = lists + query * kCandidateCapacity;
-        if (size <= kRoom) {
-          auto* room = reinterpret_cast<RankedKey*>(shared.staged);
-          copy_keys(team, keys, size, room);
-          keys = room;
-        }
-        const RankedKey threshold = select_threshold(team, keys, size, rank, shared.select[0]);
-        if (team.rank == 0) state.threshold[query] = threshold;
-        team.sync();
-      }
-    } else if (warp < item.queries) {
-      const int rank = rank_in_sample(warp);
-      if (rank > 0) {
-        constexpr int kWords = GroupShared<L>::kKeyRoom / kWarps;
-        const RankedKey threshold = select_threshold_by_rank(
-            lists + warp * kCandidateCapacity, state.count[warp], rank,
-            shared.key_room() + warp * kWords, kWords, shared.select[warp]);
-        if (threadIdx.x % 32 == 0) state.threshold[warp] = threshold;
-      }
+  // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
+  // rank(query), or none where that is 0. Whether all were found.
+  template <class Rank>
+  __device__ __forceinline__ bool choose_thresholds(int sampled, Room room,
+                                                    const Rank& rank) const {
+    const QueryTeam<L> team;
+    const int query = team.query, wanted = rank(query);
+    RankedKey* list = lists() + query * kCandidateCapacity;
+    RankedKey threshold = kEveryKey;
+    if (wanted > 0 && wanted <= sampled) {
+      if (team.rank == 0)
+        list[sampled] = kEveryKey;  // so that the last of them may be the threshold
+      team.sync();
+      threshold = select_threshold(team, list, sampled + 1, wanted, room.words, room.count,
+                                   shared.select[query]);
+      if (team.rank == 0) shared.state.threshold[query] = threshold;
     }
-    BlockTeam<kScorers>{}.sync();
-    if (threadIdx.x < kQueries) state.count[threadIdx.x] = 0;
-    BlockTeam<kScorers>{}.sync();
+    return !barrier_any(kScorersBarrier, kScorers, wanted > 0 && threshold == kEveryKey);
   }
 };
 

@@ -1,23 +1,22 @@
 // index_topk on Hopper: scores on the tensor cores, candidates kept as they come, selection exact.
 //
 // A block owns a group of 8 (or 4) neighbouring queries and walks the keys of their ranges in tiles.
-// Two warpgroups score, 64 or 128 keys of a tile each; a third fetches tiles into a ring in shared
-// memory. Keys are the rows of the matrix product, (head, query) pairs its columns, laid out so that
-// a thread holds all heads of its own queries: relu, weights and the sum over heads stay in the
-// thread's registers, with nothing exchanged between lanes.
+// Four warpgroups score, 64 keys of a tile each with all or half of the queries; a fifth fetches tiles
+// into a ring in shared memory. Keys are the rows of the matrix product, (head, query) pairs its
+// columns, laid out so that a thread holds all heads of its own query: relu, weights and the sum over
+// heads stay in the thread's registers, with nothing exchanged between lanes.
 //
 // Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
-// that about 2 k of its keys will reach. The scan then appends the keys that reach it to a list,
-// which is thus in the order of the keys but for places between two looks at its length. If fewer
-// than k did, the group is scanned again without threshold; where a list fills up, it is cut to its
-// best k, whose least becomes the threshold. So the result is exact whatever the keys are; the
-// sample decides the time only. At last a warp a query selects the best k of the list, and puts
-// their indices in ascending order by way of a bit for each key of a stretch.
+// that about 1.8 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
+// scan then appends the keys that reach it to a list. If fewer than k did, the group is scanned again
+// without threshold; where a list fills up, it is cut to its best k, whose least becomes the threshold.
+// So the result is exact whatever the keys are; the sample decides the time only. At last a team of
+// threads a query selects the best k of the list, and puts their indices in ascending order by way of a
+// bit for each key of a stretch.
 //
-// Few groups (decode): the range of each is cut in pieces, a block each. Every block draws the same
-// sample of the whole range, hence the same thresholds, scans its piece, and adds the best k of its
-// list to the query's merged list. The block that comes last selects from that, or where the sample
-// misled, scans the whole range as above. No block waits for another.
+// Few groups (decode): the range of each is cut in pieces, a block each. A block scans its piece and
+// publishes its share of the best k and some more; the block that comes last selects from what all
+// published, and from the lists of pieces that turn out to have more. No block waits for another.
 //
 // A score's rounding is a function of the number of heads alone: four sums, of the heads h with
 // (h / 2) % 4 = 0 .. 3, each ascending in fused multiply-adds; then (s0 + s1) + (s2 + s3), times
@@ -25,253 +24,25 @@
 #include <cuda_runtime.h>
 
 #include "indexcache/kernels/register_share.cuh"
-#include "indexcache/ops/index_topk/index_topk_candidates.cuh"
 #include "indexcache/ops/index_topk/index_topk_keys.cuh"
+#include "indexcache/ops/index_topk/index_topk_selection.cuh"
 
 namespace indexcache {
 namespace {
 
 using namespace index_topk_device;
 
-// Where the pieces of a query meet: [M][pieces * k] keys, their number, and how many pieces of a
-// group are in.
-struct MergeLists {
-  RankedKey* keys;
-  int* counts;
-  unsigned* arrived;
-  int pieces;
-};
-
-// The scorers' work on one item.
-template <class L>
-struct GroupSelection {
-  static constexpr int kQueries = L::kQueries;
-
-  const IndexTopkCudaParams& p;
-  Item item;
-  GroupShared<L>& shared;
-  RankedKey* lists;  // [kQueries][kCandidateCapacity]
-  MergeLists merge;
-  RingPlace<L::kStages>& place;
-  GroupState& state = shared.state;
-  GroupCandidates<L> candidates{p, item, shared, lists, place};
-
-  static __device__ __forceinline__ void sync() { BlockTeam<kScorers>{}.sync(); }
-  static __device__ __forceinline__ bool any(bool value) { return barrier_any(0, kScorers, value); }
-
-  // What the best `taken` of a list reach.
-  template <class Team>
-  __device__ __forceinline__ RankedKey reached_by(const Team& team, const RankedKey* list, int size,
-                                                  int taken, SelectScratch& scratch) const {
-    return size > taken ? select_threshold(team, list, size, taken, scratch) : kEveryKey;
-  }
-
-  // Writes the rows of all queries that are not written, a warp each. Lists are in the order of the
-  // scan from `origin` on, but for places between two looks.
-  __device__ __forceinline__ void finish(int origin) const {
-    constexpr int kWords = GroupShared<L>::kRoom / kWarps, kBits = 1024, kMostTaken = 2048;
-    static_assert(kWords >= kMostTaken + kBits + 32 && 32 * kBits % kKeysPerLook == 0);
-    const int warp = threadIdx.x / 32;
-    if (warp >= item.queries || state.written[warp]) return;
-    const RankedKey* list = lists + warp * kCandidateCapacity;
-    const int size = state.count[warp], wanted = min(p.top_k, candidates.range(warp));
-    std::uint32_t* room = shared.room() + warp * kWords;
-    RankedKey threshold = kEveryKey;
-    if (size > wanted) {
-      threshold = select_threshold_by_rank(list, size, wanted, room, kWords, shared.select[warp]);
-    }
-    int* indices = reinterpret_cast<int*>(room);
-    const int taken = take_indices(list, size, threshold, indices);
-    std::int32_t* out = p.out + std::int64_t{item.first_query + warp} * p.top_k;
-    write_nearly_ascending<kBits>(indices, taken, origin, state.start[warp], out,
-                                  room + kMostTaken);
-    for (int i = taken + threadIdx.x % 32; i < p.top_k; i += 32) out[i] = -1;
-  }
-
-  // The scorers: writes a query's row from the merged list.
-  __device__ __forceinline__ void write_merged(int query, const RankedKey* list, int size) const {
-    constexpr int kListKeys = GroupShared<L>::kRoom * 3 / 8, kBits = GroupShared<L>::kRoom / 4;
-    const BlockTeam<kScorers> team;
-    auto* room = reinterpret_cast<RankedKey*>(shared.room());
-    if (size <= kListKeys) {
-      copy_keys(team, list, size, room);
-      list = room;
-    }
-    const int wanted = min(p.top_k, candidates.range(query));
-    const RankedKey threshold = reached_by(team, list, size, wanted, shared.select[0]);
-    std::int32_t* out = p.out + std::int64_t{item.first_query + query} * p.top_k;
-    write_ascending<kScorers>(list, size, threshold, state.start[query], candidates.range(query),
-                              out, shared.room() + 2 * kListKeys, kBits, shared.select[0]);
-    for (int i = wanted + team.rank; i < p.top_k; i += kScorers) out[i] = -1;
-  }
-
-  // Reads the ranges; the keys that hold them all.
-  __device__ __forceinline__ KeyWalk open_group() const {
-    if (threadIdx.x < kQueries) {
-      const int i = threadIdx.x, query = item.first_query + i;
-      const bool real = i < item.queries;
-      state.start[i] = real && p.start != nullptr ? max(0, p.start[query]) : 0;
-      state.end[i] = real ? min(p.num_keys, p.end[query]) : 0;
-      state.threshold[i] = kEveryKey;
-      state.count[i] = 0;
-      state.settled[i] = false;
-      state.written[i] = false;
-    }
-    sync();
-    int first = 0x7FFFFFFF, last = 0;
-    for (int i = 0; i < kQueries; ++i) {
-      if (candidates.range(i) == 0) continue;
-      first = min(first, state.start[i]);
-      last = max(last, state.end[i]);
-    }
-    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page.
-    if (L::kPaged) first = first / kPageKeys * kPageKeys;
-    return last > first ? KeyWalk{first, last - first} : KeyWalk{};
-  }
-
-  // This item's piece of the keys.
-  __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
-    const int tiles = (keys.count + L::kTileKeys - 1) / L::kTileKeys;
-    const int length = (tiles + merge.pieces - 1) / merge.pieces * L::kTileKeys;
-    const int first = min(item.piece * length, keys.count);
-    return {keys.first + first, min(length, keys.count - first)};
-  }
-
-  // Asks for the first pages of a piece, so that they come while the sample is scored.
-  __device__ __forceinline__ void prefetch(KeyWalk piece) const {
-    if constexpr (L::kPaged) {
-      constexpr int kPages = 32, kPageBytes = kPageScales + 4 * kPageKeys;
-      const int request = p.tokens_per_request > 0 ? item.group : 0;
-      const int key = piece.first + static_cast<int>(threadIdx.x) * kPageKeys;
-      if (threadIdx.x < kPages && key < piece.first + piece.count) {
-        prefetch_l2(KeySource<L>{p, request}.page_of(key), kPageBytes);
-      }
-    }
-  }
-
-  // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
-  __device__ __forceinline__ bool settle() const {
-    bool again = false;
-    if (threadIdx.x < kQueries) {
-      const int i = threadIdx.x;
-      state.settled[i] = state.settled[i] || state.count[i] >= min(p.top_k, candidates.range(i));
-      again = !state.settled[i];
-      state.threshold[i] = again ? kEveryKey : kNoKey;
-      if (again) state.count[i] = 0;
-    }
-    return !any(again);
-  }
-
-  // The scorers: adds the best of the query's list, k at most, to the merged list.
-  __device__ __forceinline__ void publish(int query) const {
-    const BlockTeam<kScorers> team;
-    const RankedKey* list = lists + query * kCandidateCapacity;
-    const int size = state.count[query], published = min(size, p.top_k);
-    const std::int64_t row = item.first_query + query;
-    RankedKey* to = merge.keys + row * merge.pieces * p.top_k;
-    if (team.rank == 0) state.slot = atomicAdd(&merge.counts[row], published);
-    if (size <= p.top_k) {
-      RankedKey key = team.rank < size ? list[team.rank] : 0;
-      team.sync();
-      for (int i = team.rank; i < size; i += kScorers) {
-        to[state.slot + i] = key;
-        if (i + kScorers < size) key = list[i + kScorers];
-      }
-    } else {
-      auto* room = reinterpret_cast<RankedKey*>(shared.room());
-      static_assert(GroupShared<L>::kRoom / 2 >= kCandidateCapacity);
-      copy_keys(team, list, size, room);
-      const RankedKey threshold = select_threshold(team, room, size, p.top_k, shared.select[0]);
-      for (int i = team.rank; i < size; i += kScorers) {
-        if (room[i] >= threshold) to[atomicAdd(&state.slot, 1)] = room[i];
-      }
-    }
-    team.sync();
-  }
-
-  // After the piece was scanned. Whether this block, the last of its group, has to scan all keys;
-  // state.last tells whether it is the last.
-  __device__ __forceinline__ bool merge_pieces() const {
-    for (int query = 0; query < item.queries; ++query) publish(query);
-    __threadfence();
-    sync();
-    if (threadIdx.x == 0) {
-      state.last =
-          atomicAdd(&merge.arrived[item.group], 1u) + 1 == static_cast<unsigned>(merge.pieces);
-    }
-    sync();
-    if (!state.last) return false;
-    __threadfence();
-    bool again = false;
-    for (int query = 0; query < item.queries; ++query) {
-      const std::int64_t row = item.first_query + query;
-      const int size = *static_cast<volatile int*>(&merge.counts[row]);
-      const bool complete = size >= min(p.top_k, candidates.range(query));
-      if (complete) write_merged(query, merge.keys + row * merge.pieces * p.top_k, size);
-      if (threadIdx.x == 0) {
-        state.settled[query] = state.written[query] = complete;
-        state.threshold[query] = complete ? kNoKey : kEveryKey;
-        state.count[query] = 0;
-      }
-      again |= !complete;
-    }
-    sync();
-    if (again) candidates.scores.stage_queries();  // the result's bits stood in their place
-    sync();
-    return again;
-  }
-
-  // From the keys to the rows of the result, or to the merged list.
-  __device__ __forceinline__ void select(const KeyWalk& keys) const {
-    const bool split = merge.pieces > 1;
-    const KeyWalk scanned = split ? piece_of(keys) : keys;
-    KeyWalk sample;
-    if (keys.count > kCandidateLimit) {
-      sample = sampled_keys(keys, split ? kMostSampledByPiece : kMostSampled);
-    }
-    candidates.begin(sample.count > 0 ? sample : scanned);
-    if (split) prefetch(scanned);
-    candidates.scores.stage_queries();
-    sync();
-    if (sample.count > 0) {
-      candidates.scan(sample);
-      constexpr bool kBeside = GroupCandidates<L>::kFewQueries;
-      if (kBeside) candidates.begin(scanned);
-      candidates.choose_thresholds();
-      if (!kBeside) candidates.begin(scanned);
-    }
-    candidates.scan(scanned);
-    bool again = split ? merge_pieces() : !settle();
-    if (split && !state.last) return;
-    while (again) {  // the sample misled: every key is a candidate
-      candidates.begin(keys);
-      candidates.scan(keys);
-      again = !settle();
-    }
-    finish(keys.first);
-  }
-
-  __device__ __forceinline__ void run() const {
-    const KeyWalk keys = open_group();
-    if (keys.count > 0) {
-      select(keys);
-    } else if (item.piece == 0) {
-      finish(0);
-    }
-    sync();  // the next item changes the state
-  }
-};
-
 // The fetchers: the keys of one walk after the other.
 template <class L>
-__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, GroupShared<L>& shared) {
+__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const KeyMaps& maps,
+                                            GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   for (;;) {
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
     const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
-    KeyFetcher<L>{{p, request}, shared}.fetch(walk, place);
+    KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
   }
 }
 
@@ -279,19 +50,12 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, GroupS
 template <class L>
 __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
-  auto* workspace = static_cast<std::uint8_t*>(p.workspace);
-  auto* lists = reinterpret_cast<RankedKey*>(workspace) +
-                std::int64_t{blockIdx.x} * L::kQueries * kCandidateCapacity;
-  auto* counters = reinterpret_cast<int*>(workspace + plan.lists_bytes + plan.merge_bytes);
-  const MergeLists merge{reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes), counters,
-                         reinterpret_cast<unsigned*>(counters + p.num_queries), plan.pieces};
   RingPlace<L::kStages> place;
   for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
     // Later queries usually have more keys: the longest first.
     const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
-    const Item item{group, i % plan.pieces, first,
-                    min(plan.queries_per_group, p.num_queries - first)};
-    GroupSelection<L>{p, item, shared, lists, merge, place}.run();
+    GroupSelection<L>{p, plan, shared, place}.run(
+        {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
   }
   if (threadIdx.x == 0) shared.walk.count = -1;
   barrier_sync(kScanBarrier, kThreads);
@@ -300,12 +64,13 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
 template <class L>
 __global__ void __launch_bounds__(kThreads, 1)
     scan_groups(const __grid_constant__ IndexTopkCudaParams p,
-                const __grid_constant__ IndexTopkPlan plan) {
+                const __grid_constant__ IndexTopkPlan plan, const __grid_constant__ KeyMaps maps) {
   extern __shared__ __align__(1024) std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<GroupShared<L>*>(memory);
+  auto& shared = *reinterpret_cast<GroupShared<L>*>(
+      memory + (-shared_address(memory) & (alignof(GroupShared<L>) - 1)));
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < L::kStages; ++stage) {
-      mbarrier_init(&shared.full[stage], kFetchers);
+      mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
     }
     mbarrier_init_fence();
@@ -313,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x >= kScorers) {
     give_registers<kFetcherRegisters>();
-    fetch_walks(p, shared);
+    fetch_walks(p, maps, shared);
   } else {
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
@@ -325,9 +90,33 @@ void check(cudaError_t result, const char* what) {
   index_topk_refused(what, cudaGetErrorString(result));
 }
 
+// The keys as tensors. Where there are pages their number is not known; none beyond the table's is
+// asked for.
+template <class L>
+KeyMaps describe_keys(const IndexTopkCudaParams& p) {
+  constexpr std::uint64_t kManyPages = std::uint64_t{1} << 31;
+  KeyMaps maps{};
+  if (p.num_keys == 0) return maps;
+  const auto keys = static_cast<std::uint64_t>(p.num_keys);
+  const auto stride = static_cast<std::uint64_t>(L::kPaged ? L::kRow : p.key_stride);
+  const std::uint64_t plane = L::kPaged ? p.page_stride : keys * stride;
+  const std::uint64_t rows = L::kPaged ? kPageKeys : keys, planes = L::kPaged ? kManyPages : 1;
+  check(describe_tensor({p.keys, L::kRow, rows, planes, stride, plane, 128, kBlockRows},
+                        TensorElement::kByte, true, maps.rows),
+        "keys as a tensor");
+  if (!L::Format::kHasScale) return maps;
+  const void* scales = L::kPaged ? static_cast<const std::uint8_t*>(p.keys) + kPageScales
+                                 : static_cast<const void*>(p.key_scale);
+  const std::uint64_t bytes = (rows * 4 + 15) / 16 * 16;
+  check(describe_tensor({scales, rows, 1, planes, bytes, L::kPaged ? plane : bytes, kBlockRows, 1},
+                        TensorElement::kFloat, false, maps.scales),
+        "scales as a tensor");
+  return maps;
+}
+
 template <class L>
 void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(GroupShared<L>);
+  constexpr int kBytes = sizeof(GroupShared<L>) + alignof(GroupShared<L>) - 1024;
   static_assert(kBytes <= kSharedMemory);
   const auto kernel = scan_groups<L>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
@@ -336,7 +125,7 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
     auto* counters = static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes + plan.merge_bytes;
     check(cudaMemsetAsync(counters, 0, plan.counter_bytes, stream), "counters");
   }
-  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan);
+  kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan, describe_keys<L>(p));
   check(cudaGetLastError(), "launch");
 }
 
@@ -345,17 +134,17 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
   const bool few_heads = p.num_heads <= 32;
   switch (plan.columns_per_group) {
     case 1:
-      return few_heads ? launch<Layout<E4m3, 1, 32, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 1, 64, 1, 2, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 1, 32, 5, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 1, 64, 5, 8, kPaged>>(p, plan, stream);
     case 2:
-      return few_heads ? launch<Layout<E4m3, 2, 64, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 2, 128, 1, 2, 5, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 2, 64, 5, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 1, 2, 128, 5, 8, kPaged>>(p, plan, stream);
     case 4:
-      return few_heads ? launch<Layout<E4m3, 4, 128, 1, 2, 5, kPaged>>(p, plan, stream)
-                       : launch<Layout<E4m3, 4, 128, 2, 1, 8, kPaged>>(p, plan, stream);
+      return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, 8, kPaged>>(p, plan, stream)
+                       : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 8, 128, 1, 2, 4, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 8, 128, 2, 1, 8, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 8, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
   }
 }
 
@@ -368,8 +157,8 @@ void index_topk_cuda(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cu
     return p.block_table != nullptr ? launch_e4m3<true>(p, plan, stream)
                                     : launch_e4m3<false>(p, plan, stream);
   }
-  return p.num_heads <= 32 ? launch<Layout<Bf16, 8, 128, 2, 1, 3, false>>(p, plan, stream)
-                           : launch<Layout<Bf16, 4, 128, 2, 1, 3, false>>(p, plan, stream);
+  return p.num_heads <= 32 ? launch<Layout<Bf16, 2, 4, 128, 3, 8, false>>(p, plan, stream)
+                           : launch<Layout<Bf16, 2, 2, 128, 3, 8, false>>(p, plan, stream);
 }
 
 }  // namespace indexcache

@@ -14,7 +14,7 @@ enum class IndexKeyFormat { kE4M3, kBFloat16 };
 //   kE4M3      q [M, H, 128] e4m3 (its scale folded into the weights), keys [N, 128] e4m3,
 //              key_scale [N] fp32 > 0: the score is key_scale[s] * sum_h weights[h] relu(q[h] . k[s])
 //   kBFloat16  q and keys bf16, key_scale null
-// q and keys are aligned to 16 bytes.
+// q, keys and key_scale are aligned to 16 bytes.
 //
 // Pages (e4m3 only), where block_table is not null: key s of a request is at s % 64 of the page
 // block_table[request * table_stride + s / 64], which begins page * page_stride bytes after `keys` and
@@ -24,6 +24,10 @@ enum class IndexKeyFormat { kE4M3, kBFloat16 };
 // Requests, where tokens_per_request is 1 to 4 (decode): queries come in groups of so many, group r
 // belongs to request r and reads row r of the block table. Where it is 0, all queries are of one
 // request.
+//
+// Seeds, where seeds is not null: keys that a query's best are likely among, such as an earlier layer's
+// set, relative to start and in any order. Those that are negative, repeated or outside the query's range
+// do not count. They change the time only, never the result.
 struct IndexTopkCudaParams {
   IndexKeyFormat format = IndexKeyFormat::kE4M3;
   std::int32_t num_queries = 0;  // M
@@ -42,16 +46,16 @@ struct IndexTopkCudaParams {
   std::int32_t table_stride = 0;
   std::int64_t page_stride = 0;  // bytes, a multiple of 16
   std::int32_t tokens_per_request = 0;
-  void* workspace = nullptr;  // plan.workspace_bytes, aligned to 16 bytes, any content
+  const std::int32_t* seeds = nullptr;  // [M, num_seeds]
+  std::int32_t num_seeds = 0;           // at least 0
+  std::int64_t seed_stride = 0;         // from query to query
+  void* workspace = nullptr;            // plan.workspace_bytes, aligned to 16 bytes, any content
   std::int64_t workspace_bytes = 0;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
 };
 
-// How many candidates of a query a block may hold, and how many keys it scans between two looks at
-// their number: before a look finds too many, so many more may come.
-constexpr std::int32_t kCandidateCapacity = 8192;
-constexpr std::int32_t kKeysPerLook = 2048;
-constexpr std::int32_t kCandidateLimit = kCandidateCapacity - kKeysPerLook;
+// How many candidates of a query a block may hold, and of how many keys all are candidates.
+constexpr std::int32_t kCandidateCapacity = 8192, kShortRange = 5120;
 
 // How a call is cut: groups of neighbouring queries and, where these are fewer than the device has
 // multiprocessors, the key range of each in pieces. Persistent blocks take the items in turn. The

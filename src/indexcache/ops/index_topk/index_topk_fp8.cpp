@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
 
 void check_queries(const char* op, const IndexQueries& queries, const at::Tensor& start,
-                   const at::Tensor& end, std::int64_t k) {
+                   const at::Tensor& end, std::int64_t k, const std::optional<at::Tensor>& seeds) {
   const at::Tensor &q = queries.q, &weights = queries.weights;
   const auto of = [&](const char* argument) { return fmt::format("{}: {}", op, argument); };
   require_tensor(q.dim() == 3 && q.size(1) >= 1 && q.size(2) == kIndexDim && q.size(0) <= kMost &&
@@ -35,6 +35,13 @@ void check_queries(const char* op, const IndexQueries& queries, const at::Tensor
             bound->is_contiguous() && bound->device() == q.device(),
         of(name).c_str(), fmt::format("contiguous int32 [{}] on q's device", q.size(0)), *bound);
   }
+  if (seeds) {
+    require_tensor(seeds->dim() == 2 && seeds->size(0) == q.size(0) && seeds->size(1) <= kMost &&
+                       seeds->scalar_type() == at::kInt && seeds->device() == q.device() &&
+                       (seeds->size(1) <= 1 || seeds->stride(1) == 1),
+                   of("seeds").c_str(),
+                   fmt::format("int32 [{}, k'] on q's device, rows contiguous", q.size(0)), *seeds);
+  }
   if (k < 1 || k > kMost) {
     throw expectation_error(of("k"), fmt::format("1 to {}", kMost), std::to_string(k));
   }
@@ -46,15 +53,23 @@ void check_queries(const char* op, const IndexQueries& queries, const at::Tensor
 
 #ifdef INDEXCACHE_CUDA
 IndexTopkCudaParams fused_params(const IndexQueries& queries, const at::Tensor& start,
-                                 const at::Tensor& end, std::int64_t k) {
-  return {.format = IndexKeyFormat::kE4M3,
-          .num_queries = static_cast<std::int32_t>(queries.q.size(0)),
-          .num_heads = static_cast<std::int32_t>(std::min(queries.q.size(1), kMost)),
-          .top_k = static_cast<std::int32_t>(k),
-          .q = queries.q.const_data_ptr(),
-          .weights = queries.weights.const_data_ptr<float>(),
-          .start = start.const_data_ptr<std::int32_t>(),
-          .end = end.const_data_ptr<std::int32_t>()};
+                                 const at::Tensor& end, std::int64_t k,
+                                 const std::optional<at::Tensor>& seeds) {
+  IndexTopkCudaParams params = {
+      .format = IndexKeyFormat::kE4M3,
+      .num_queries = static_cast<std::int32_t>(queries.q.size(0)),
+      .num_heads = static_cast<std::int32_t>(std::min(queries.q.size(1), kMost)),
+      .top_k = static_cast<std::int32_t>(k),
+      .q = queries.q.const_data_ptr(),
+      .weights = queries.weights.const_data_ptr<float>(),
+      .start = start.const_data_ptr<std::int32_t>(),
+      .end = end.const_data_ptr<std::int32_t>()};
+  if (seeds && seeds->size(1) > 0) {
+    params.seeds = seeds->const_data_ptr<std::int32_t>();
+    params.num_seeds = static_cast<std::int32_t>(seeds->size(1));
+    params.seed_stride = seeds->stride(0);
+  }
+  return params;
 }
 #endif
 
@@ -86,9 +101,10 @@ at::Tensor widen_pages(const at::Tensor& pages, const at::Tensor& table_row, std
 }  // namespace
 
 at::Tensor index_topk_fp8(const IndexQueries& queries, const IndexKeyRows& keys,
-                          const at::Tensor& start, const at::Tensor& end, std::int64_t k) {
+                          const at::Tensor& start, const at::Tensor& end, std::int64_t k,
+                          const std::optional<at::Tensor>& seeds) {
   const at::Tensor &q = queries.q, &rows = keys.keys;
-  check_queries("index_topk_fp8", queries, start, end, k);
+  check_queries("index_topk_fp8", queries, start, end, k, seeds);
   check_same_type("index_topk_fp8", queries.type, keys.type);
   require_tensor(rows.dim() == 2 && rows.size(1) == kIndexDim && rows.size(0) <= kMost &&
                      rows.scalar_type() == at::kFloat8_e4m3fn && rows.device() == q.device() &&
@@ -104,11 +120,12 @@ at::Tensor index_topk_fp8(const IndexQueries& queries, const IndexKeyRows& keys,
                  fmt::format("contiguous fp32 [{}] on q's device", rows.size(0)), keys.scale);
 #ifdef INDEXCACHE_CUDA
   if (q.is_cuda()) {
-    IndexTopkCudaParams params = fused_params(queries, start, end, k);
+    IndexTopkCudaParams params = fused_params(queries, start, end, k, seeds);
     params.num_keys = static_cast<std::int32_t>(rows.size(0));
     params.keys = rows.const_data_ptr();
     params.key_stride = rows.size(0) > 1 ? rows.stride(0) : kIndexDim;
-    params.key_scale = keys.scale.const_data_ptr<float>();
+    const at::Tensor scale = aligned_to_16(keys.scale) ? keys.scale : keys.scale.clone();
+    params.key_scale = scale.const_data_ptr<float>();
     return index_topk_fused(params, q.device());
   }
 #endif
@@ -119,10 +136,10 @@ at::Tensor index_topk_fp8(const IndexQueries& queries, const IndexKeyRows& keys,
 
 at::Tensor index_topk_paged(const IndexQueries& queries, const IndexKeyPages& cache,
                             const at::Tensor& block_table, const at::Tensor& start,
-                            const at::Tensor& end, std::int64_t k,
-                            std::int64_t tokens_per_request) {
+                            const at::Tensor& end, std::int64_t k, std::int64_t tokens_per_request,
+                            const std::optional<at::Tensor>& seeds) {
   const at::Tensor& q = queries.q;
-  check_queries("index_topk_paged", queries, start, end, k);
+  check_queries("index_topk_paged", queries, start, end, k, seeds);
   check_same_type("index_topk_paged", queries.type, cache.type);
   check_index_pages("index_topk_paged", cache);
   require_tensor(cache.pages.device() == q.device(), "index_topk_paged: pages", "on q's device",
@@ -142,7 +159,7 @@ at::Tensor index_topk_paged(const IndexQueries& queries, const IndexKeyPages& ca
                  block_table);
 #ifdef INDEXCACHE_CUDA
   if (q.is_cuda()) {
-    IndexTopkCudaParams params = fused_params(queries, start, end, k);
+    IndexTopkCudaParams params = fused_params(queries, start, end, k, seeds);
     const bool one_row = block_table.size(0) <= 1;
     params.num_keys = static_cast<std::int32_t>(kIndexPageKeys * block_table.size(1));
     params.keys = cache.pages.const_data_ptr();

@@ -10,6 +10,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "indexcache/ops/index_cache.h"
 
 namespace indexcache {
@@ -21,8 +23,12 @@ struct IndexKeyRows {
 };
 
 // start, end [M] int32, contiguous: 0 <= start, end <= N. Returns [M, k] int32.
+// seeds      [M, k'] int32, rows contiguous: keys that the query's best are likely among, minus start[t],
+//            in any order, such as the set of an earlier layer. Negative, repeated and ones outside the range
+//            do not count. They change the time only (on CUDA), never the result.
 at::Tensor index_topk_fp8(const IndexQueries& queries, const IndexKeyRows& keys,
-                          const at::Tensor& start, const at::Tensor& end, std::int64_t k);
+                          const at::Tensor& start, const at::Tensor& end, std::int64_t k,
+                          const std::optional<at::Tensor>& seeds = std::nullopt);
 
 // block_table  [R, W] int32, rows contiguous: key s of a request is key s mod 64 of page
 //              block_table[request, s / 64]. Only entries of pages that hold keys of a range are read;
@@ -32,6 +38,7 @@ at::Tensor index_topk_fp8(const IndexQueries& queries, const IndexKeyRows& keys,
 //                     0 (prefill): all queries are of the request in row 0
 at::Tensor index_topk_paged(const IndexQueries& queries, const IndexKeyPages& cache,
                             const at::Tensor& block_table, const at::Tensor& start,
-                            const at::Tensor& end, std::int64_t k, std::int64_t tokens_per_request);
+                            const at::Tensor& end, std::int64_t k, std::int64_t tokens_per_request,
+                            const std::optional<at::Tensor>& seeds = std::nullopt);
 
 }  // namespace indexcache

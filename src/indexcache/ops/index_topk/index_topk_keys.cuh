@@ -2,36 +2,82 @@
 #pragma once
 
 #include "indexcache/kernels/cp_async.cuh"
+#include "indexcache/kernels/tensor_copy.cuh"
 #include "indexcache/ops/index_topk/index_topk_layout.cuh"
 
 namespace indexcache::index_topk_device {
 
-// Where keys lie in device memory.
-template <class L>
-struct KeySource {
-  const IndexTopkCudaParams& p;
-  int request;
-
-  __device__ __forceinline__ const std::uint8_t* page_of(int key) const {
-    const std::int64_t page =
-        p.block_table[std::int64_t{request} * p.table_stride + key / kPageKeys];
-    return static_cast<const std::uint8_t*>(p.keys) + page * p.page_stride;
-  }
-  __device__ __forceinline__ bool has_scales() const { return L::kPaged || p.key_scale != nullptr; }
+// Where keys lie in device memory: an argument of the kernel beside the op's own.
+struct KeyMaps {
+  CUtensorMap rows;    // [pages or 1][keys][bytes of a row]; box: 64 rows of 128 bytes
+  CUtensorMap scales;  // [pages or 1][1][keys]; box: 64
 };
 
-// A warp of the fetchers has a quarter of a tile's rows, kRows, always of one page.
+__device__ __forceinline__ int page_index(const IndexTopkCudaParams& p, int request, int key) {
+  return p.block_table[std::int64_t{request} * p.table_stride + key / kPageKeys];
+}
+__device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaParams& p,
+                                                           int request, int key) {
+  return static_cast<const std::uint8_t*>(p.keys) + page_index(p, request, key) * p.page_stride;
+}
+
+// Boxes of 64 keys that follow each other come by tensor copies, which one lane of the first warp
+// asks for. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
+// a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
+  using Place = RingPlace<L::kStages>;
+  static constexpr int kBlocks = L::kTileKeys / kBlockRows;
+  static constexpr int kTileBytes = L::kKeyBytes + (L::Format::kHasScale ? L::kTileKeys * 4 : 0);
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
-  static constexpr int kRows = L::kTileKeys / (kFetchers / 32);
+  static constexpr int kRows = L::kTileKeys / kFetchWarps;
   static constexpr int kCopies = kRows / kRowsPerCopy;
   static constexpr int kInFlight = L::kStages / 2;  // tiles whose copies are under way
 
-  KeySource<L> source;
+  const IndexTopkCudaParams& p;
+  const KeyMaps& maps;
+  int request;
   GroupShared<L>& shared;
   int warp = static_cast<int>(threadIdx.x) % kFetchers / 32;
   int lane = static_cast<int>(threadIdx.x) % 32;
+
+  // The page of this lane among those of 32 blocks of a walk; past its end that of the last key.
+  __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int block) const {
+    if (!L::kPaged) return 0;
+    return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
+  }
+
+  // One warp: the tiles of a walk over all keys, as the ring has room for them.
+  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
+    int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
+    for (int block = 0; block * kBlockRows < walk.count; block += kBlocks) {
+      if (L::kPaged && block > 0 && block % 32 == 0) {
+        pages = next_pages;
+        next_pages = page_of_block(walk, block + 32 + lane);
+      }
+      std::uint64_t* full = &shared.full[place.stage];
+      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      if (lane == 0) mbarrier_expect(full, kTileBytes, kFetchWarps);
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
+        const int key = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
+        if (lane > 0) continue;
+#pragma unroll
+        for (int half = 0; half < L::kHalves; ++half) {
+          const int to = (i * L::kHalves + half) * (kBlockRows * 128);
+          copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
+                   full);
+        }
+        if constexpr (L::Format::kHasScale) {
+          copy_box(shared_address(shared.scales[place.stage] + i * kBlockRows), maps.scales, key, 0,
+                   page, full);
+        }
+      }
+      __syncwarp();
+      place = place.next();
+    }
+  }
 
   __device__ __forceinline__ int first_row() const { return warp * kRows; }
   // Where this lane's 16 bytes of the first copy go, and of a later one: rows of a copy follow each
@@ -46,40 +92,23 @@ struct KeyFetcher {
     return (first ^ (copy * kRowsPerCopy % 8) << 4) + copy * kRowsPerCopy * 128;
   }
 
-  // Rows that follow each other in memory.
-  __device__ __forceinline__ void copy_rows(int stage, const std::uint8_t* first,
-                                            std::int64_t stride, const float* scales) const {
-    const std::uint32_t to = first_place(stage);
-    const std::uint8_t* from = first + (lane / kLanesPerRow) * stride + lane % kLanesPerRow * 16;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      copy_16(place_of(to, i), from, true);
-      from += kRowsPerCopy * stride;
-    }
-    if (!source.has_scales()) return;
-#pragma unroll
-    for (int i = 0; i < kRows; i += 32) {
-      copy_4(shared_address(&shared.scales[stage][first_row() + i + lane]), scales + i + lane);
-    }
-  }
-
-  // Any rows: those of a sample, or of a tile that reaches past the walk's end, where the last key
-  // stands in. A lane finds every 32nd row, so that a warp waits once for the table of pages.
+  // The rows of a tile of a sample; past its end the last key stands in. A lane finds every 32nd row,
+  // so that a warp waits once for the table of pages.
   __device__ __forceinline__ void gather_rows(int stage, const KeyWalk& walk, int first) const {
-    const IndexTopkCudaParams& p = source.p;
     const std::uint8_t* rows[kRows / 32];
 #pragma unroll
     for (int i = 0; i < kRows / 32; ++i) {
-      const int row = first_row() + 32 * i + lane, key = walk.key(min(first + row, walk.count - 1));
+      const int row = first_row() + 32 * i + lane,
+                key = walk.scattered_key(min(first + row, walk.count - 1));
       const void* scale = p.key_scale + key;
       if (L::kPaged) {
-        const std::uint8_t* page = source.page_of(key);
+        const std::uint8_t* page = page_of_key(p, request, key);
         rows[i] = page + key % kPageKeys * L::kRow;
         scale = page + kPageScales + key % kPageKeys * 4;
       } else {
         rows[i] = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
       }
-      if (source.has_scales()) copy_4(shared_address(&shared.scales[stage][row]), scale);
+      if (L::Format::kHasScale) copy_4(shared_address(&shared.scales[stage][row]), scale);
     }
     const std::uint32_t to = first_place(stage);
 #pragma unroll
@@ -92,52 +121,41 @@ struct KeyFetcher {
     }
   }
 
-  __device__ __forceinline__ const std::uint8_t* page_of_tile(const KeyWalk& walk,
-                                                              int first) const {
-    const int at = first + first_row();
-    return L::kPaged && walk.stratum == 0 && at < walk.count ? source.page_of(walk.first + at)
-                                                             : nullptr;
-  }
-
-  // Tells the scorers of the oldest stage, once all copies but those of the newest `pending` tiles
-  // have landed. Matrix products read through another proxy than copies write, hence the fence; here
-  // it delays nobody.
+  // A warp tells the scorers of the oldest stage, once all copies but those of the newest `pending`
+  // tiles have landed. Matrix products read through another proxy than copies write, hence the fence;
+  // here it delays nobody.
   template <int pending>
-  __device__ __forceinline__ void announce(RingPlace<L::kStages>& landed) const {
+  __device__ __forceinline__ void announce(Place& landed) const {
     wait_for_copies<pending>();
     fence_for_wgmma();
-    mbarrier_arrive(&shared.full[landed.stage]);
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&shared.full[landed.stage]);
     landed = landed.next();
   }
 
-  // Fetches the tiles of a walk as the ring has room for them.
-  __device__ __forceinline__ void fetch(const KeyWalk walk, RingPlace<L::kStages>& place) const {
-    const IndexTopkCudaParams& p = source.p;
-    const std::uint8_t* page = page_of_tile(walk, 0);
-    RingPlace<L::kStages> landed = place;
+  // The tiles of a sample.
+  __device__ __forceinline__ void fetch_sample(const KeyWalk& walk, Place place) const {
+    Place landed = place;
     for (int first = 0; first < walk.count; first += L::kTileKeys) {
-      const std::uint8_t* next_page = page_of_tile(walk, first + L::kTileKeys);
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      if (walk.stratum != 0 || first + first_row() + kRows > walk.count) {
-        gather_rows(place.stage, walk, first);
-      } else {
-        const int key = walk.first + first + first_row();
-        if (L::kPaged) {
-          const int within = key % kPageKeys;
-          copy_rows(place.stage, page + within * L::kRow, L::kRow,
-                    reinterpret_cast<const float*>(page + kPageScales) + within);
-        } else {
-          copy_rows(place.stage, static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride,
-                    p.key_stride, p.key_scale + key);
-        }
-      }
+      gather_rows(place.stage, walk, first);
       commit_copies();
       if (first >= kInFlight * L::kTileKeys) announce<kInFlight>(landed);
-      page = next_page;
       place = place.next();
     }
     wait_for_copies<0>();
     while (landed.stage != place.stage || landed.parity != place.parity) announce<0>(landed);
+  }
+
+  // The fetchers: the tiles of a walk.
+  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
+    if (walk.count == 0) return;
+    if (walk.scattered()) {
+      fetch_sample(walk, place);
+    } else if (warp == 0) {
+      fetch_boxes(walk, place);
+    }
+    place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);
   }
 };
 

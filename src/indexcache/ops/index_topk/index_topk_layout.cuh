@@ -11,24 +11,26 @@ namespace indexcache::index_topk_device {
 
 using namespace device;
 
-// Two warpgroups compute, a third fetches keys.
-constexpr int kWarpgroup = 128;
-constexpr int kScorers = 2 * kWarpgroup, kWarps = kScorers / 32;
-constexpr int kFetchers = kWarpgroup, kThreads = kScorers + kFetchers;
-// A launch has 3 x 168 registers for three threads: 2 x 232 + 40.
-constexpr int kScorerRegisters = 232, kFetcherRegisters = 40;
+// Four warpgroups compute, a fifth fetches keys.
+constexpr int kWarpgroup = 128, kScoringGroups = 4;
+constexpr int kScorers = kScoringGroups * kWarpgroup, kWarps = kScorers / 32;
+constexpr int kFetchers = kWarpgroup, kFetchWarps = kFetchers / 32;
+constexpr int kThreads = kScorers + kFetchers;
+// A launch has 5 x 96 registers for five threads: 4 x 112 + 32.
+constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
-constexpr int kScanBarrier = 1;            // of all threads: a walk begins. 0 is the scorers' own
+// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams.
+constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2;
 
-constexpr int kBlockRows = 64;    // of a matrix product
-constexpr int kSampleShare = 64;  // one key of so many is sampled
-constexpr int kMostSampled = 6144, kMostSampledByPiece = 1024;
+constexpr int kKeysPerLook = 512, kLooks = 8;  // between two looks at lists; looks remembered
+constexpr int kBlockRows = 64;                 // of a matrix product
+constexpr int kSampleShare = 64;               // one key of so many is sampled
+constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
-static_assert(kMostSampled <= kCandidateCapacity);
 
 struct E4m3 {
   static constexpr int kRowBytes = 128;
-  static constexpr bool kHasInfinity = false;
+  static constexpr bool kHasInfinity = false, kHasScale = true;
   template <int n>
   static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
                                                   bool accumulate) {
@@ -38,7 +40,7 @@ struct E4m3 {
 
 struct Bf16 {
   static constexpr int kRowBytes = 256;
-  static constexpr bool kHasInfinity = true;
+  static constexpr bool kHasInfinity = true, kHasScale = false;
   template <int n>
   static __device__ __forceinline__ void multiply(float (&d)[n], std::uint64_t a, std::uint64_t b,
                                                   bool accumulate) {
@@ -46,14 +48,20 @@ struct Bf16 {
   }
 };
 
-// Which keys a scan visits: all of [first, first + count), or a sample of them, one from each of
-// `count` equal strata at a place drawn by a hash.
+// Which keys a scan visits: those of [first, ...) in blocks of 64 with `gap` keys between them; or
+// scattered ones, whose scores are all kept to take thresholds from: a sample of a range, one key from
+// each of `count` equal strata at a place drawn by a hash, or listed ones.
 struct KeyWalk {
-  int first = 0, count = 0;
-  unsigned stratum = 0;         // 0: all keys
+  int first = 0, count = 0, gap = 0;
+  unsigned stratum = 0;         // 0: no sample
   unsigned long long step = 0;  // 32.32 fixed point
-  __device__ __forceinline__ int key(int i) const {
-    if (stratum == 0) return first + i;
+  const int* listed = nullptr;
+  __device__ __forceinline__ bool scattered() const { return stratum != 0 || listed != nullptr; }
+  __device__ __forceinline__ int key_in_blocks(int i) const {
+    return first + i + i / kBlockRows * gap;
+  }
+  __device__ __forceinline__ int scattered_key(int i) const {
+    if (listed != nullptr) return listed[i];
     unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
     hash = (hash ^ hash >> 15) * 0x85EBCA77u;
     hash ^= hash >> 13;
@@ -61,9 +69,9 @@ struct KeyWalk {
   }
 };
 
-__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int most) {
-  const int range = keys.count, count = min(range / kSampleShare, most);
-  return {keys.first, count, static_cast<unsigned>(range / count),
+__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys) {
+  const int range = keys.count, count = min(range / kSampleShare, kMostSampled);
+  return {keys.first, count, 0, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
 
@@ -73,45 +81,54 @@ struct Item {
   int first_query, queries;
 };
 
-// kQueries queries (8, 4, 2 or 1), their heads in kBanks banks of kColumns columns. Of eight columns,
-// those of thread c of a quad, 2 c and 2 c + 1, are
+// A group of kGroupQueries queries. The scoring warpgroups share a tile: by queries in kParts, by
+// keys in 4 / kParts blocks of 64. A warpgroup's products of its 64 keys with its kQueries queries'
+// (8, 4, 2 or 1) heads in kColumns columns are one accumulation of kColumns / 2 registers a thread. Of
+// eight columns, those of thread c of a quad, 2 c and 2 c + 1, are
 //   8 queries  two queries, one head      4 queries  one query, two heads
 //   2 queries  one query, two of four heads; a sum over heads is of two threads
 //   1 query    two of eight heads; of four threads
-// A warpgroup has kRowBlocks blocks of 64 of a tile's keys. Its products of one block with one bank
-// are a unit; two units, so that one is reduced while the other is computed.
-template <class KeyFormat, int queries, int columns, int banks, int row_blocks, int stages,
-          bool paged>
+template <class KeyFormat, int parts, int queries, int columns, int stages, int staged, bool paged>
 struct Layout {
   using Format = KeyFormat;
-  static constexpr int kQueries = queries, kColumns = columns, kBanks = banks;
-  static constexpr int kRowBlocks = row_blocks, kUnits = kBanks * kRowBlocks;
+  static constexpr int kParts = parts, kQueries = queries, kColumns = columns;
+  static constexpr int kGroupQueries = kParts * kQueries;
   static constexpr int kStages = stages;
   static constexpr bool kPaged = paged;
-  static constexpr int kTileKeys = 2 * kRowBlocks * kBlockRows;
+  static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
   static constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
-  static constexpr int kTogether = 2;  // tiles whose products are under way at a time
-  static constexpr int kHeadsPerBank = kColumns / kQueries;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
-  static constexpr int kWeights = kBanks * kColumns / 4;     // of a thread
+  // A thread's weights, and how many of them stand in its registers: there is no room for 32.
+  static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 20 ? kWeights : 20;
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
-  static constexpr int kQueryBytes = kBanks * kHalves * kBankBytes;
+  static constexpr int kPartBytes = kHalves * kBankBytes, kQueryBytes = kParts * kPartBytes;
+  static constexpr int kBlockBytes = kHalves * kBlockRows * 128;  // 64 keys
   static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
-  static constexpr int kMostStaged = 32 * 2 * kOwn * kRowBlocks;  // by a warp, of a tile
-  static constexpr int kStaged = 2 * kTogether * kMostStaged;
+  static constexpr int kMostStaged = 2 * kOwn;                    // by a lane, of a tile
+  static constexpr int kStaged = staged;                          // by a lane at most, and one more
+  // A look may not count what is staged of a query, nor what the slowest warp has yet to score, which is
+  // a ring of tiles at most; a list that it lets pass is cut two looks later at the earliest.
+  static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
+  static constexpr int kMostUncounted = kLanesPerQuery * (kStaged - 1) + kStages * kTileKeys;
+  static constexpr int kLimit = kCandidateCapacity - 2 * kKeysPerLook - kMostUncounted;
+  static_assert(kLimit >= 2 * kMostOrdered && kStages <= (kLooks - 2) * kTilesPerLook);
 
-  // Column 2 c + e of eight columns j belongs to this query and head.
+  // This thread's part of the queries and block of the keys.
+  static __device__ __forceinline__ int part() { return threadIdx.x / kWarpgroup % kParts; }
+  static __device__ __forceinline__ int block() { return threadIdx.x / kWarpgroup / kParts; }
+
+  // Column 2 c + e of eight columns j belongs to this query of the part, and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
     return kQueries == 8 ? 2 * c + e : kQueries == 4 ? c : kQueries == 2 ? c % 2 : 0;
   }
-  static __device__ __forceinline__ int column_head(int bank, int j, int c, int e) {
+  static __device__ __forceinline__ int column_head(int j, int c, int e) {
     const int within = kQueries == 8   ? 0
                        : kQueries == 4 ? e
                        : kQueries == 2 ? c / 2 * 2 + e
                                        : 2 * c + e;
-    return bank * kHeadsPerBank + j * (8 / kQueries) + within;
+    return j * (8 / kQueries) + within;
   }
   // Which of the thread's sums the heads of eight columns j go to: sum (head / 2) % 4 of the four.
   static __device__ __forceinline__ int sum_of(int j) {
@@ -126,34 +143,58 @@ struct GroupState {
   int start[8], end[8];
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
-  bool last;  // this block's piece was the last of its group
-  int slot;   // the next place in a merged list
+  bool last;  // this block is the last of its group
 };
 
-// A score on its way to a list: its bits; its query and its key's place since the last look.
+// A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's
+// place in the walk.
 struct StagedScore {
   float score;
-  std::uint32_t query_and_place;
+  std::uint32_t own_and_place;
 };
 
 // The block's shared memory. The first two are operands of products.
 template <class L>
 struct GroupShared {
   alignas(1024) std::uint8_t queries[L::kQueryBytes];
-  std::uint8_t keys[L::kStages][L::kKeyBytes];  // row blocks; of each, 128 bytes of K after 128
-  float scales[L::kStages][L::kTileKeys];
-  StagedScore staged[kWarps][L::kStaged];
+  std::uint8_t keys[L::kStages][L::kKeyBytes];  // blocks of 64; of each, 128 bytes of K after 128
+  // Of a lane every 32nd; aligned so that an address tells how many.
+  alignas(L::kStaged * 32 * sizeof(StagedScore)) StagedScore staged[kWarps][L::kStaged][32];
+  alignas(128) float scales[L::kStages][L::kTileKeys];
+  // What thread c of a quad has; the rows of four meet no bank twice.
+  alignas(16) float weights[L::kParts][4][L::kWeights + 4];
   std::uint64_t full[L::kStages], empty[L::kStages];
-  KeyWalk walk;  // what the fetchers are to fetch; count < 0: no more
+  KeyWalk walk;   // what the fetchers are to fetch; count < 0: no more
+  KeyWalk range;  // all keys of the group
+  // Of the last looks, look n at n % kLooks: twice n, plus 1 if a list was above the limit.
+  volatile int looks[kLooks];
   Item item;
   GroupState state;
-  SelectScratch select[kWarps];
+  SelectScratch select[L::kGroupQueries];
 
-  // Between scans the keys, and at the end the queries too, make room for selections. Words.
-  static constexpr int kKeyRoom = L::kStages * L::kKeyBytes / 4;
-  static constexpr int kRoom = L::kQueryBytes / 4 + kKeyRoom;
-  __device__ std::uint32_t* key_room() { return reinterpret_cast<std::uint32_t*>(keys); }
-  __device__ std::uint32_t* room() { return reinterpret_cast<std::uint32_t*>(queries); }
+  static constexpr int kSelectionBytes = sizeof queries + sizeof keys + sizeof staged;
+};
+
+// Shared memory that a selection may use, in words.
+struct Room {
+  std::uint32_t* words;
+  int count;
+};
+
+// The scorers share out the queries of a group among them: a team has the list of one.
+template <class L>
+struct QueryTeam : Team<kScorers / L::kGroupQueries> {
+  using Base = Team<kScorers / L::kGroupQueries>;
+  int query = static_cast<int>(threadIdx.x) / Base::size;
+  __device__ __forceinline__ QueryTeam()
+      : Base{static_cast<int>(threadIdx.x) % Base::size,
+             kTeamBarrier + static_cast<int>(threadIdx.x) / Base::size} {}
+  // This team's share of memory that is free at the time.
+  static __device__ __forceinline__ Room share(void* from, int bytes) {
+    const int words = bytes / 4 / L::kGroupQueries;
+    return {static_cast<std::uint32_t*>(from) + static_cast<int>(threadIdx.x) / Base::size * words,
+            words};
+  }
 };
 
 // A place in the ring of stages, and the parity of its present round.
@@ -162,6 +203,10 @@ struct RingPlace {
   int stage = 0, parity = 0;
   __device__ __forceinline__ RingPlace next() const {
     return stage + 1 == stages ? RingPlace{0, parity ^ 1} : RingPlace{stage + 1, parity};
+  }
+  __device__ __forceinline__ RingPlace after(int tiles) const {
+    const int at = stage + tiles;
+    return {at % stages, parity ^ (at / stages & 1)};
   }
 };
 

@@ -26,6 +26,7 @@ void validate(const IndexTopkCudaParams& p) {
     require(p.num_queries % p.tokens_per_request == 0, "queries",
             "a multiple of the tokens per request", p.num_queries);
   }
+  require(p.num_seeds >= 0, "seeds", "at least 0", p.num_seeds);
   const bool e4m3 = p.format == IndexKeyFormat::kE4M3;
   if (p.block_table != nullptr) {
     require(e4m3, "pages", "e4m3 keys", static_cast<std::int64_t>(p.format));
@@ -71,8 +72,8 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   plan.blocks = std::min(plan.groups * plan.pieces, processors);
   plan.lists_bytes = std::int64_t{plan.blocks} * plan.columns_per_group * kCandidateCapacity * 8;
   if (plan.pieces > 1) {
-    plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * p.top_k * 8;
-    plan.counter_bytes = aligned(std::int64_t{4} * (p.num_queries + plan.groups));
+    plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * (p.top_k * 8 + 16);
+    plan.counter_bytes = aligned(std::int64_t{4} * plan.groups);
   }
   plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes + plan.counter_bytes;
   return plan;

@@ -6,111 +6,121 @@
 
 namespace indexcache::index_topk_device {
 
-// relu. Where no infinity occurs twice of it: one addition, and additions have twice the rate of
-// maxima.
-template <class Format>
-__device__ __forceinline__ float scaled_relu(float x) {
-  if constexpr (Format::kHasInfinity) {
-    float result;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
-    return result;
-  } else {
-    return x + fabsf(x);
-  }
+// relu, which keeps NaN.
+__device__ __forceinline__ float relu(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
 }
 
 template <class L>
 struct GroupScores {
   using Format = typename L::Format;
-  static constexpr int kQueries = L::kQueries, kColumns = L::kColumns, kBanks = L::kBanks;
-  static constexpr int kOwn = L::kOwn, kSums = L::kSums, kWeights = L::kWeights;
+  static constexpr int kQueries = L::kQueries, kColumns = L::kColumns;
+  static constexpr int kOwn = L::kOwn, kSums = L::kSums, kWeights = L::kWeights, kHeld = L::kHeld;
   static constexpr int kRow = L::kRow, kSteps = L::kSteps, kHalves = L::kHalves;
 
   using Accumulators = float[kColumns / 2];
   using Sums = float[2][kOwn][kSums];  // of row g and g + 8 of a block
 
   const IndexTopkCudaParams& p;
-  Item item;
   GroupShared<L>& shared;
 
   // The scorers: queries into shared memory as the products' B.
   __device__ void stage_queries() const {
     constexpr int kUnits = kRow / 16;
-    for (int i = threadIdx.x; i < kBanks * kColumns * kUnits; i += kScorers) {
-      const int unit = i % kUnits, column = i / kUnits % kColumns, bank = i / kUnits / kColumns;
-      const int query = L::column_query(column % 8 / 2, column % 2);
-      const int head = L::column_head(bank, column / 8, column % 8 / 2, column % 2);
+    for (int i = threadIdx.x; i < L::kParts * kColumns * kUnits; i += kScorers) {
+      const int unit = i % kUnits, column = i / kUnits % kColumns, part = i / kUnits / kColumns;
+      const int query = part * kQueries + L::column_query(column % 8 / 2, column % 2);
+      const int head = L::column_head(column / 8, column % 8 / 2, column % 2);
       uint4 words = {0, 0, 0, 0};
-      if (query < item.queries && head < p.num_heads) {
-        const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
+      if (query < shared.item.queries && head < p.num_heads) {
+        const std::int64_t row = std::int64_t{shared.item.first_query + query} * p.num_heads + head;
         words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
       }
-      std::uint8_t* tile = shared.queries + (bank * kHalves + unit / 8) * L::kBankBytes;
+      std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
       *reinterpret_cast<uint4*>(tile + swizzled_offset(column, unit % 8)) = words;
     }
     fence_for_wgmma();
   }
 
-  __device__ __forceinline__ void load_weights(float (&weights)[kWeights]) const {
-    const int c = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < kWeights; ++i) {
-      const int query = L::column_query(c, i % 2);
-      const int head = L::column_head(0, i / 2, c, i % 2);  // banks follow each other
-      const float weight =
-          query < item.queries && head < p.num_heads
-              ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
+  // The query in the group of this thread's columns 2 c + e.
+  static __device__ __forceinline__ int own_query(int e) {
+    return L::part() * kQueries + L::column_query(threadIdx.x % 4, e);
+  }
+
+  // The scorers: the weights of all threads into shared memory.
+  __device__ __forceinline__ void stage_weights() const {
+    for (int i = threadIdx.x; i < L::kParts * 4 * kWeights; i += kScorers) {
+      const int column = i % kWeights, c = i / kWeights % 4, part = i / kWeights / 4;
+      const int query = part * kQueries + L::column_query(c, column % 2);
+      const int head = L::column_head(column / 2, c, column % 2);
+      shared.weights[part][c][column] =
+          query < shared.item.queries && head < p.num_heads
+              ? p.weights[std::int64_t{shared.item.first_query + query} * p.num_heads + head]
               : 0.0f;
-      weights[i] = Format::kHasInfinity ? weight : 0.5f * weight;
     }
   }
-
-  __device__ __forceinline__ bool has_scales() const { return L::kPaged || p.key_scale != nullptr; }
-
-  // Row g of the row block of a unit is this row of the tile.
-  static __device__ __forceinline__ int first_row(int row_block) {
-    const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x % kWarpgroup / 32;
-    return (warpgroup * L::kRowBlocks + row_block) * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
+  __device__ __forceinline__ const float4* own_weights() const {
+    return reinterpret_cast<const float4*>(shared.weights[L::part()][threadIdx.x % 4]);
+  }
+  __device__ __forceinline__ void load_weights(float4 (&held)[kHeld / 4]) const {
+#pragma unroll
+    for (int i = 0; i < kHeld / 4; ++i) held[i] = own_weights()[i];
   }
 
-  // A descriptor that the compiler may keep in registers of the warp.
-  static __device__ __forceinline__ std::uint64_t uniform_operand(const void* rows) {
-    return rows_operand(__shfl_sync(kAllLanes, shared_address(rows), 0));
+  // Row g of the warpgroup's block is this row of the tile.
+  static __device__ __forceinline__ int first_row() {
+    const int warp = threadIdx.x % kWarpgroup / 32;
+    return L::block() * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
   }
 
-  // Starts the products of a unit. What lies in the stage is a tile's keys, or nobody reads d.
-  __device__ __forceinline__ void multiply(int unit, int stage, Accumulators& d) const {
-    const int bank = unit % kBanks;
-    const int block = threadIdx.x / kWarpgroup * L::kRowBlocks + unit / kBanks;
-    const std::uint64_t a =
-        uniform_operand(shared.keys[stage] + block * (kHalves * kBlockRows * 128));
-    const std::uint64_t b = uniform_operand(shared.queries);
+  // The lower halves of the operands' descriptors, alike in all lanes: of the queries; of this
+  // warpgroup's rows in the first stage. The upper half is that of any operand.
+  static __device__ __forceinline__ std::uint32_t low_half(const void* rows) {
+    const auto low = static_cast<std::uint32_t>(rows_operand(shared_address(rows)));
+    return __shfl_sync(kAllLanes, low, 0);
+  }
+  __device__ __forceinline__ std::uint32_t queries_operand() const {
+    return low_half(shared.queries + L::part() * L::kPartBytes);
+  }
+  __device__ __forceinline__ std::uint32_t keys_operand() const {
+    return low_half(shared.keys[0] + L::block() * L::kBlockBytes);
+  }
+
+  // Starts the products.
+  static __device__ __forceinline__ void multiply(std::uint32_t keys, std::uint32_t queries,
+                                                  Accumulators& d) {
+    constexpr std::uint64_t kHigh = rows_operand(0) >> 32 << 32;
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Format::multiply(d, a + (step / 4 * kBlockRows * 128 + step % 4 * 32) / 16,
-                       b + ((bank * kHalves + step / 4) * L::kBankBytes + step % 4 * 32) / 16,
-                       step > 0);
+      const int half = step / 4, within = step % 4 * 32;
+      const std::uint32_t a = keys + (half * kBlockRows * 128 + within) / 16;
+      const std::uint32_t b = queries + (half * L::kBankBytes + within) / 16;
+      Format::multiply(d, kHigh | a, kHigh | b, step > 0);
     }
     wgmma_commit();
   }
 
-  // Adds a bank's heads to sums.
-  __device__ __forceinline__ void reduce(int bank, const Accumulators& d,
-                                         const float (&weights)[kWeights], Sums& sums) const {
+  // The sums over heads.
+  __device__ __forceinline__ void reduce(const Accumulators& d, const float4 (&held)[kHeld / 4],
+                                         Sums& sums) const {
 #pragma unroll
-    for (int j = 0; j < kColumns / 8; ++j) {
+    for (int i = 0; i < kWeights / 4; ++i) {  // four columns of the thread, of two times eight
+      const float4 four = i < kHeld / 4 ? held[i < kHeld / 4 ? i : 0] : own_weights()[i];
+      const float weights[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int own = kQueries == 8 ? e : 0;
+      for (int column = 0; column < 4; ++column) {
+        const int j = 2 * i + column / 2, e = column % 2, own = kQueries == 8 ? e : 0;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float x = d[4 * j + 2 * r + e];
-          if (Format::kHasInfinity && L::column_head(bank, j, threadIdx.x % 4, e) >= p.num_heads) {
+          if (Format::kHasInfinity && L::column_head(j, threadIdx.x % 4, e) >= p.num_heads) {
             x = 0;  // 0 * inf is no 0
           }
           float& sum = sums[r][own][L::sum_of(j)];
-          sum = fmaf(scaled_relu<Format>(x), weights[bank * (kColumns / 4) + 2 * j + e], sum);
+          sum = fmaf(relu(x), weights[column], sum);
         }
       }
     }

@@ -1,0 +1,287 @@
+// An item of a block from its ranges to its rows: thresholds, scan, selection, and the merge of pieces.
+#pragma once
+
+#include "indexcache/ops/index_topk/index_topk_candidates.cuh"
+#include "indexcache/ops/index_topk/index_topk_seeds.cuh"
+
+namespace indexcache::index_topk_device {
+
+// What a piece kept to itself: its list's size, and the least key it published where it has more.
+struct PieceRest {
+  RankedKey bound;  // kEveryKey: published all
+  int size;
+};
+
+// Where the pieces of a query meet: [M][pieces * k] keys, [M][pieces] rests, and how many pieces of a
+// group are in.
+struct MergeLists {
+  RankedKey* keys;
+  PieceRest* rests;
+  unsigned* arrived;
+};
+
+// The scorers' work on one item.
+template <class L>
+struct GroupSelection {
+  static constexpr int kQueries = L::kGroupQueries;
+
+  // Nothing of a group stands in registers: the scan has none to spare.
+  const IndexTopkCudaParams& p;
+  const IndexTopkPlan& plan;
+  GroupShared<L>& shared;
+  RingPlace<L::kStages>& place;
+  GroupState& state = shared.state;
+  const Item& item = shared.item;
+  GroupCandidates<L> candidates{p, shared, place};
+
+  __device__ __forceinline__ MergeLists merge() const {
+    auto* workspace = static_cast<std::uint8_t*>(p.workspace);
+    auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
+    return {
+        merged,
+        reinterpret_cast<PieceRest*>(merged + std::int64_t{p.num_queries} * plan.pieces * p.top_k),
+        reinterpret_cast<unsigned*>(workspace + plan.lists_bytes + plan.merge_bytes)};
+  }
+
+  static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
+  static __device__ __forceinline__ bool any(bool value) {
+    return barrier_any(kScorersBarrier, kScorers, value);
+  }
+
+  // Between scans and after them the keys and what is staged make room, at last the queries too.
+  __device__ __forceinline__ Room room_beside_queries() const {
+    return QueryTeam<L>::share(shared.keys, sizeof shared.keys + sizeof shared.staged);
+  }
+  __device__ __forceinline__ Room room() const {
+    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >=
+                  kOrderWords<Team<kScorers / kQueries>>);
+    return QueryTeam<L>::share(shared.queries, GroupShared<L>::kSelectionBytes);
+  }
+
+  // A team: writes its query's row, the best of the list.
+  __device__ __forceinline__ void write_row(const QueryTeam<L>& team, const RankedKey* list,
+                                            int size) const {
+    const int wanted = min(p.top_k, candidates.range(team.query));
+    const Room free = room();
+    const RankedKey threshold = select_threshold(team, list, size, wanted, free.words, free.count,
+                                                 shared.select[team.query]);
+    write_reaching(team, list, size, threshold);
+  }
+  __device__ __forceinline__ void write_reaching(const QueryTeam<L>& team, const RankedKey* list,
+                                                 int size, RankedKey threshold) const {
+    std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
+    const int taken =
+        write_ascending(team, list, size, threshold, state.start[team.query],
+                        candidates.range(team.query), out, room().words, shared.select[team.query]);
+    for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
+  }
+
+  // The scorers: writes the rows of all queries that are not written.
+  __device__ __forceinline__ void finish() const {
+    const QueryTeam<L> team;
+    if (team.query < item.queries && !state.written[team.query]) {
+      write_row(team, candidates.lists() + team.query * kCandidateCapacity,
+                state.count[team.query]);
+    }
+  }
+
+  // Reads the ranges; the keys that hold them all.
+  __device__ __forceinline__ KeyWalk open_group() const {
+    if (threadIdx.x < kQueries) {
+      const int i = threadIdx.x, query = item.first_query + i;
+      const bool real = i < item.queries;
+      state.start[i] = real && p.start != nullptr ? max(0, p.start[query]) : 0;
+      state.end[i] = real ? min(p.num_keys, p.end[query]) : 0;
+      state.threshold[i] = kEveryKey;
+      state.count[i] = 0;
+      state.settled[i] = false;
+      state.written[i] = false;
+    }
+    sync();
+    int first = 0x7FFFFFFF, last = 0;
+    for (int i = 0; i < kQueries; ++i) {
+      if (candidates.range(i) == 0) continue;
+      first = min(first, state.start[i]);
+      last = max(last, state.end[i]);
+    }
+    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page.
+    if (L::kPaged) first = first / kPageKeys * kPageKeys;
+    return last > first ? KeyWalk{first, last - first} : KeyWalk{};
+  }
+
+  // This item's piece of the keys: every pieces-th block of 64, so that no piece has all of a stretch
+  // with high scores.
+  __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
+    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
+    const int own = (blocks - item.piece + plan.pieces - 1) / plan.pieces;
+    const bool has_last = own > 0 && item.piece + (own - 1) * plan.pieces == blocks - 1;
+    const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
+    return {keys.first + item.piece * kBlockRows, max(count, 0), (plan.pieces - 1) * kBlockRows};
+  }
+
+  // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
+  __device__ __forceinline__ bool settle() const {
+    bool again = false;
+    if (threadIdx.x < kQueries) {
+      const int i = threadIdx.x;
+      state.settled[i] = state.settled[i] || state.count[i] >= min(p.top_k, candidates.range(i));
+      again = !state.settled[i];
+      state.threshold[i] = again ? kEveryKey : kNoKey;
+      if (again) state.count[i] = 0;
+    }
+    return !any(again);
+  }
+
+  // How many of its best keys a piece publishes at first: the number among a query's best k is about
+  // mean, with deviation sqrt(mean) at most.
+  __device__ __forceinline__ int quota() const {
+    const float mean = static_cast<float>(p.top_k) / plan.pieces;
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
+  }
+
+  // A team: the best `quota` keys of its query's list to their places among the merged, filled up with
+  // keys below all others, and what is left.
+  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
+    const int query = team.query, size = state.count[query], most = quota();
+    const std::int64_t row = item.first_query + query;
+    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
+    RankedKey* to = merge().keys + row * plan.pieces * p.top_k + item.piece * most;
+    SelectScratch& scratch = shared.select[query];
+    const Room free = room();
+    const RankedKey threshold =
+        select_threshold(team, list, size, most, free.words, free.count, scratch);
+    if (team.rank == 0) scratch.slot = 0;
+    team.sync();
+    append_keys(team, list, size, threshold, kNoKey, to, scratch);
+    for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
+    if (team.rank == 0) merge().rests[row * plan.pieces + item.piece] = {threshold, size};
+  }
+
+  // A team of a group's last block: writes its query's row from what the pieces published. A piece of
+  // which all went into the result may have more: its best k then join, still in its block's list.
+  __device__ __forceinline__ void write_merged(const QueryTeam<L>& team) const {
+    const int query = team.query;
+    const std::int64_t row = item.first_query + query;
+    RankedKey* merged = merge().keys + row * plan.pieces * p.top_k;
+    const PieceRest* rests = merge().rests + row * plan.pieces;
+    SelectScratch& scratch = shared.select[query];
+    const Room free = room();
+    int size = plan.pieces * quota();
+    const int wanted = min(p.top_k, candidates.range(query));
+    RankedKey threshold =
+        select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
+    bool more = false;
+    for (int i = team.rank; i < plan.pieces; i += team.size) more |= rests[i].bound > threshold;
+    if (barrier_any(team.barrier, team.size, more)) {
+      for (int piece = 0; piece < plan.pieces; ++piece) {
+        const PieceRest rest = rests[piece];
+        if (rest.bound <= threshold) continue;
+        // Pieces of a group are neighbouring blocks'.
+        const RankedKey* own =
+            candidates.lists() + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
+        const RankedKey least = max(threshold, select_threshold(team, own, rest.size, p.top_k,
+                                                                free.words, free.count, scratch));
+        if (team.rank == 0) scratch.slot = size;
+        team.sync();
+        append_keys(team, own, rest.size, least, rest.bound, merged, scratch);
+        size = scratch.slot;
+        team.sync();
+      }
+      threshold = select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
+    }
+    write_reaching(team, merged, size, threshold);
+  }
+
+  // The best keys of a piece join the merged ones; the group's last block writes the rows. No sample: a
+  // list that fills up is cut to its best k, so that it always holds those of what was scanned.
+  __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
+    candidates.begin(piece_of(keys));
+    candidates.scores.stage_queries();
+    candidates.scores.stage_weights();
+    sync();
+    candidates.scan();
+    const QueryTeam<L> team;
+    if (team.query < item.queries) publish(team);
+    sync();
+    // The barriers carry what the fences of one thread order to and from the others.
+    if (threadIdx.x == 0) {
+      __threadfence();
+      state.last =
+          atomicAdd(&merge().arrived[item.group], 1u) + 1 == static_cast<unsigned>(plan.pieces);
+      __threadfence();
+    }
+    sync();
+    if (state.last && team.query < item.queries) write_merged(team);
+  }
+
+  // The keys that seeds name, or none.
+  __device__ __forceinline__ KeyWalk seeded_keys(const KeyWalk& keys) const {
+    if (p.seeds == nullptr) return {};
+    // Their scores fill the lists up to kMostSampled.
+    static_assert((kCandidateCapacity - kMostSampled - 1) * 2 >= kMostSampled);
+    auto* listed = reinterpret_cast<int*>(candidates.lists() + kMostSampled + 1);
+    return list_seeds<L>(p, item, state, keys, kMostSampled, listed,
+                         reinterpret_cast<std::uint32_t*>(shared.keys), sizeof shared.keys / 4,
+                         shared.select[0]);
+  }
+
+  // From the keys to the rows of the result. Rounds: the seeds; where they name too few or too many,
+  // the sample; the scan; where the sample misled, a scan that takes every key.
+  __device__ __forceinline__ void select(const KeyWalk& keys) const {
+    enum Round { kSeeds, kSample, kScan, kEvery };
+    Round round = kScan;
+    KeyWalk first = keys;
+    if (keys.count > kShortRange) {
+      first = seeded_keys(keys);
+      round = first.count > 0 ? kSeeds : kSample;
+      if (round == kSample) first = sampled_keys(keys);
+    }
+    if (threadIdx.x == 0) shared.range = keys;
+    candidates.begin(first);
+    candidates.scores.stage_queries();
+    candidates.scores.stage_weights();
+    sync();
+    for (;;) {
+      candidates.scan();
+      const KeyWalk all = shared.range;
+      const int scored = shared.walk.count;
+      if (round == kSeeds) {
+        const bool found = candidates.choose_thresholds(
+            scored, room_beside_queries(),
+            [&](int query) { return candidates.range(query) > kShortRange ? p.top_k : 0; });
+        if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
+        candidates.begin(found ? all : sampled_keys(all));
+        round = found ? kScan : kSample;
+      } else if (round == kSample) {
+        candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
+          return candidates.rank_in_sample(query, scored, all.count);
+        });
+        candidates.begin(all);
+        round = kScan;
+      } else if (settle()) {
+        break;
+      } else {
+        candidates.begin(all);
+        round = kEvery;
+      }
+    }
+    finish();
+  }
+
+  // A block's item: a group of queries, or a piece of its keys.
+  __device__ __forceinline__ void run(const Item& next) const {
+    if (threadIdx.x == 0) shared.item = next;
+    sync();
+    const KeyWalk keys = open_group();
+    if (keys.count > 0 && plan.pieces > 1) {
+      select_in_pieces(keys);
+    } else if (keys.count > 0) {
+      select(keys);
+    } else if (item.piece == 0) {
+      finish();
+    }
+    sync();  // the next item changes the state
+  }
+};
+
+}  // namespace indexcache::index_topk_device
