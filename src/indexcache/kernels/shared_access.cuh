@@ -19,4 +19,13 @@ __device__ inline void store_16(std::uint32_t to_shared, uint4 v) {
                : "memory");
 }
 
+// Four 8 x 8 matrices of 16 bits, as a warp holds them in accumulators' layout: lane l has of matrix m
+// row l / 4, columns 2 (l % 4) and the next, in words[m]; and says in `to` where row l % 8 of matrix
+// l / 8 goes, a multiple of 16.
+__device__ inline void store_matrices(std::uint32_t to, const std::uint32_t* words) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
 }  // namespace indexcache::device

@@ -104,10 +104,8 @@ __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], 
                                   RowState& state, const float (&before)[2], Shared& shared,
                                   BarrierId handed_on, float scale, int thread) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    rescale[i] = raise_to_logits(s, i, scale, before[i], state);
-    if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
-  }
+  for (int i = 0; i < 2; ++i) rescale[i] = raise_to_logits(s, i, scale, before[i], state);
+  if (thread % 4 == 0) shared.max[thread / 4] = make_float2(state.max[0], state.max[1]);
   arrive(handed_on);
 #pragma unroll
   for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
@@ -115,8 +113,8 @@ __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], 
 }
 
 __device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) max[i] = shared.max[row_of(thread, i)];
+  const float2 both = shared.max[thread / 4];
+  max[0] = both.x, max[1] = both.y;
   __syncwarp();  // one of them writes it next
 }
 
@@ -171,8 +169,10 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
 
       // While that runs: the weights that the other half needs.
       await(kRightMax);
+      float max[2];
+      read_max(max, shared, thread);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) rescale[i] = raise_max(shared.max[row_of(thread, i)], i, state);
+      for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
       if (changes(rescale)) {
         std::uint32_t raised[16];  // the product still reads the others
         scale_weights(s, rescale);

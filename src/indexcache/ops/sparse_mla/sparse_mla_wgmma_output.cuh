@@ -130,7 +130,7 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
 #pragma unroll
   for (int i = 0; i < kClusterCtas; ++i)
     sum += __shfl_sync(kAll, factor * own_sum, i, kClusterCtas);
-  shared.max[thread] = any ? factor / sum : 0;
+  shared.factors[thread] = any ? factor / sum : 0;
   if (rank == 0 && row < w.rows) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
 }
 
@@ -142,7 +142,7 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
   float v[4] = {};
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
-    const float factor = shared.max[row / kClusterCtas * kClusterCtas + rank];
+    const float factor = shared.factors[row / kClusterCtas * kClusterCtas + rank];
     const float4 values = read_peer_4(peer_address(part, rank));
     v[0] = fmaf(factor, values.x, v[0]);
     v[1] = fmaf(factor, values.y, v[1]);

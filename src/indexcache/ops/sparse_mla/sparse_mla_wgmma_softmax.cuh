@@ -2,6 +2,7 @@
 // queries that did not select them.
 #pragma once
 
+#include "indexcache/kernels/shared_access.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
 
 namespace indexcache::device {
@@ -134,15 +135,14 @@ __device__ inline void pack_weights(const float (&s)[32], std::uint32_t (&weight
   }
 }
 
+// In as few instructions as there are: each queues behind the gather's copies.
 __device__ inline void store_weights(unsigned char* to, const std::uint32_t (&weights)[16],
                                      int thread) {
+  const int row = thread / 32 * 16 + thread % 16;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(row_of(thread, i), j) +
-                                        4 * (thread % 4)) = weights[2 * j + i];
-    }
+  for (int j = 0; j < 8; j += 2) {
+    store_matrices(shared_address(to) + swizzled_offset(row, j + thread % 32 / 16),
+                   weights + 2 * j);
   }
 }
 

@@ -58,7 +58,10 @@ struct alignas(1024) Shared {
     unsigned char weights[kBlockBytes];  // of tile 1, bf16
     PartRows part;                       // at the end, in a cluster
   };
-  float max[kTileRows];     // the running maximum, as the two warpgroups hand it on
+  union {
+    float2 max[kTileRows / 2];   // the running maximum of rows r and r + 8, as it is handed on
+    float factors[kTileRows];    // at the end, in a cluster
+  };
   float sum[2][kTileRows];  // at the end: what each warpgroup summed, and whether of any key
   bool any[2][kTileRows];
   // Which keys of a tile the group's query j selected, by key_bit. [3] is of no query.
