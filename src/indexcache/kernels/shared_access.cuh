@@ -13,6 +13,14 @@ __device__ inline uint2 load_8(std::uint32_t shared) {
 }
 
 // The address is a multiple of 16.
+__device__ inline uint4 load_16(std::uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
 __device__ inline void store_16(std::uint32_t to_shared, uint4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to_shared), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)

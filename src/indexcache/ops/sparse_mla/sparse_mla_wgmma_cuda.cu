@@ -90,11 +90,6 @@ __device__ inline void begin_values(float (&o)[128], const unsigned char* weight
   wgmma_commit();
 }
 
-__device__ inline void release(std::uint64_t* empty) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
-}
-
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
@@ -118,11 +113,17 @@ __device__ inline void read_max(float (&max)[2], const Shared& shared, int threa
   __syncwarp();  // one of them writes it next
 }
 
+// What a warpgroup gives back last: for the left half tile 1's, for the right one tile 0's.
+__device__ constexpr TilePart last_part(int half) {
+  return half == 0 ? TilePart{1, kLeftPart} : TilePart{0, kRightPart};
+}
+
 // Sums of all tiles to out and lse, or, in a cluster, to where its CTAs read them.
 template <EntrySplit kSplit>
 __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
                                    RowState& state, const float (&o)[128], int half, int thread) {
-  if (w.tile_begin < w.tile_end) join_rows(state, shared, half, thread);
+  const bool any = w.tile_begin < w.tile_end;
+  if (any) join_rows(state, shared, half, thread);
   if constexpr (kSplit == EntrySplit::kCluster) {
     store_part(o, shared, half, thread);
     if (half == 0) store_rows(state, shared, thread);
@@ -130,7 +131,13 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
     const float factor[2] = {state.any[0] ? 1 / state.sum[0] : 0,
                              state.any[1] ? 1 / state.sum[1] : 0};
     if (half == 0) write_lse(p, w, state, thread);
-    write_half(p, w, o, factor, half, thread);
+    if (any) {
+      const TilePart last = last_part(half);
+      write_half(p, w, o, factor, values_of(shared, last), &shared.empty[last.tile][last.part],
+                 half, thread);
+    } else {
+      write_zeros(p, w, half, thread);
+    }
   }
 }
 
@@ -211,7 +218,6 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
           wgmma_wait<0>();
           wgmma_pin(o);
         }
-        release(&shared.empty[1][kLeftPart]);
       }
     }
     finish_work<kSplit>(p, w, shared, state, o, 0, thread);
@@ -240,7 +246,7 @@ __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& 
   begin_values<kFormat>(o, left_weights(shared), values);
   wgmma_wait<0>();
   wgmma_pin(o);
-  for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
+  release(&shared.empty[1][kRightPart]);
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -296,7 +302,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
       wgmma_pin(o);
-      release(&shared.empty[0][kRightPart]);
+      if (tile + 2 < w.tile_end) release(&shared.empty[0][kRightPart]);
     }
     if (tile < w.tile_end) {
       release(&shared.q_empty);
@@ -357,7 +363,9 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
     combine_cluster<kThreads<kFormat> / kWarpgroup>(
-        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas,
+                                   read_extent<kKind>(p, blockIdx.x / kClusterCtas)),
+        shared);
   }
 }
 

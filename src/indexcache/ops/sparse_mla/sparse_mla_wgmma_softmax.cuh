@@ -19,6 +19,12 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+// What a warpgroup has read may be overwritten.
+__device__ inline void release(std::uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
+}
+
 struct RowState {
   float max[2] = {-INFINITY, -INFINITY};  // of softmax_scale * log2(e) * q . kv
   float sum[2] = {0, 0};                  // this thread's columns

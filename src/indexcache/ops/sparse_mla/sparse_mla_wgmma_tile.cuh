@@ -73,6 +73,10 @@ struct alignas(1024) Shared {
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
 
+__device__ inline unsigned char* values_of(Shared& shared, TilePart t) {
+  return shared.kv[t.tile] + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
+
 __device__ inline unsigned char* left_weights(Shared& shared) {
   return shared.kv[0] + kLatentBlocks * kBlockBytes;
 }
@@ -104,21 +108,34 @@ __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item) {
+// What has to be read of a group.
+struct GroupExtent {
+  int begin, end;  // rows of q, in queries
+  int count;       // of entries
+};
+template <EntryKind kKind>
+__device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int item) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
+  const int group = item / row_tiles<kKind>(p);
+  if (group >= p.num_groups) return {};
+  GroupExtent extent = {group, group + 1, static_cast<int>(p.entry_stride)};
+  if (kUnion) extent.begin = __ldg(p.group_begin + group), extent.end = __ldg(p.group_begin + group + 1);
+  if (p.counts) extent.count = __ldg(p.counts + group);
+  return extent;
+}
+
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item, const GroupExtent& extent) {
   const int heads = static_cast<int>(p.num_heads);
   const int group = item / row_tiles<kKind>(p);
   Work w;
   w.row_in_group = item % row_tiles<kKind>(p) * kTileRows;
-  const std::int64_t first = kUnion ? p.group_begin[group] : group;
-  const std::int64_t end = kUnion ? p.group_begin[group + 1] : group + 1;
+  const std::int64_t first = extent.begin, end = extent.end;
   w.first_row = first * heads + w.row_in_group;
   w.rows = min(kTileRows, static_cast<int>(end - first) * heads - w.row_in_group);
   w.request = p.request ? p.request[group] : 0;
   w.entries = p.entries + group * p.entry_stride;
-  int count = static_cast<int>(p.entry_stride);
-  if (p.counts) count = max(0, min(count, p.counts[group]));
+  const int count = max(0, min(static_cast<int>(p.entry_stride), extent.count));
   const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
   const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
   constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
@@ -135,13 +152,15 @@ struct Walk {
       : p(params),
         step(kSplit == EntrySplit::kCluster ? gridDim.x / kClusterCtas : gridDim.x),
         item((kSplit == EntrySplit::kCluster ? blockIdx.x / kClusterCtas : blockIdx.x) - step),
-        items(static_cast<int>(p.num_groups) * row_tiles<kKind>(p)) {}
+        items(static_cast<int>(p.num_groups) * row_tiles<kKind>(p)),
+        next(read_extent<kKind>(p, item + step)) {}
 
   // The next work; false where there is none.
   __device__ bool next_work() {
     item += step;
     if (item >= items) return false;
-    work = find_work<kKind, kSplit>(p, item);
+    work = find_work<kKind, kSplit>(p, item, next);
+    next = read_extent<kKind>(p, item + step);
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -161,6 +180,7 @@ struct Walk {
 
   const SparseMlaWgmmaParams& p;
   int step, item, items;
+  GroupExtent next;  // read a work ahead, so that nobody waits for it
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
