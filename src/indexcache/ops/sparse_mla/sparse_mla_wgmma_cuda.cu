@@ -322,7 +322,7 @@ __device__ inline void prepare(Shared& shared) {
       mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
-    mbarrier_init(&shared.q_full, kWarpgroup);
+    mbarrier_init(&shared.q_full, 1);
     mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
@@ -338,7 +338,8 @@ constexpr int kConvertRegisters = 48;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
-    sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
+    sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p,
+                      const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   prepare<kFormat>(shared);
@@ -353,7 +354,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       break;
     case 2:
       give_registers<kGatherRegisters<kFormat>>();
-      gather<kKind, kFormat, kSplit>(p, shared);
+      gather<kKind, kFormat, kSplit>(p, q, shared);
       break;
     default:
       if constexpr (kFormat == LatentFormat::kE4M3) {
@@ -394,7 +395,19 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p), "sparse_mla");
+  const std::uint64_t rows = p.num_queries * p.num_heads;
+  CUtensorMap q;
+  check_cuda(describe_tensor({.address = p.q,
+                              .columns = kQueryBytes,
+                              .rows = rows,
+                              .planes = 1,
+                              .row_stride = kQueryBytes,
+                              .plane_stride = rows * kQueryBytes,
+                              .box_columns = 128,
+                              .box_rows = kTileRows},
+                             TensorElement::kByte, true, q),
+             "sparse_mla");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, p, q), "sparse_mla");
 }
 
 template <EntryKind kKind, LatentFormat kFormat>
@@ -413,7 +426,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
 }  // namespace device
 
 void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
-  if (p.num_groups == 0) return;
+  if (p.num_groups == 0 || p.num_queries == 0) return;
   p.kind == EntryKind::kUnion ? device::launch<EntryKind::kUnion>(p, stream)
                               : device::launch<EntryKind::kIndices>(p, stream);
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "indexcache/kernels/cp_async.cuh"
+#include "indexcache/kernels/tensor_copy.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_convert.cuh"
 
 namespace indexcache::device {
@@ -109,25 +110,18 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], int tile, const
   }
 }
 
-// The work's rows of q, once the logits of the work before are done.
-__device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
+// The work's rows of q and, up to 64, what follows them, once the logits of the work before are done.
+__device__ inline void load_queries(const CUtensorMap& q, const Work& w, Shared& shared,
                                     int works) {
-  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
-  mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
-  const auto* q =
-      static_cast<const unsigned char*>(p.q) + w.first_row * (kBlocks * 128) + lane * 16;
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const int row = thread / kRowLanes + round * kRowsAtOnce;
-    const bool present = row < w.rows;
-    const std::uint32_t to = shared_address(shared.q) + swizzled_offset(row, lane);
-#pragma unroll
+  if (threadIdx.x % kWarpgroup == 0) {
+    mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
+    mbarrier_expect(&shared.q_full, sizeof shared.q, 1);
     for (int block = 0; block < kBlocks; ++block) {
-      copy_16(to + block * kBlockBytes, q + (present ? row : 0) * kBlocks * 128 + block * 128,
-              present);
+      copy_box(shared_address(shared.q) + block * kBlockBytes, q, block * 128,
+               static_cast<int>(w.first_row), 0, &shared.q_full);
     }
   }
-  mbarrier_arrive_after_copies(&shared.q_full);
+  __syncwarp();
 }
 
 // A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
@@ -158,7 +152,8 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& q,
+                              Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
@@ -167,7 +162,7 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
   KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more) load_queries(p, walk.work, shared, 0);
+  if (more) load_queries(q, walk.work, shared, 0);
   finder.begin();
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
@@ -191,7 +186,7 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
       }
     }
     more = walk.next_pair();
-    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
+    if (more && walk.begins) load_queries(q, walk.work, shared, works++);
   }
   wait_for_copies();
 }

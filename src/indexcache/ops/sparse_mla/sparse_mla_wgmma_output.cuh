@@ -79,6 +79,7 @@ __device__ inline void write_zeros(const SparseMlaWgmmaParams& p, const Work& w,
                                    int thread) {
   auto* out =
       static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + thread % 32 * 16;
+#pragma unroll 1
   for (int row = thread / 32; row < w.rows; row += kWarpgroup / 32)
     *reinterpret_cast<uint4*>(out + row * 1024) = make_uint4(0, 0, 0, 0);
 }

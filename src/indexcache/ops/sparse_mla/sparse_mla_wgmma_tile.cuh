@@ -18,6 +18,7 @@ constexpr int kTileKeys = 64;
 constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block of 64 columns
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
+constexpr int kQueryBytes = kBlocks * 128;  // a row of q
 constexpr int kWarpgroup = 128;
 // Left values, right values, gather; e4m3: conversion.
 template <LatentFormat kFormat>
