@@ -14,8 +14,7 @@
 #include "device_harness.h"
 #include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
-#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
-#include "ops/device/expand_latents.cuh"
+#include "indexcache/ops/sparse_mla/latent_expansion.h"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
 // defines them is linked in; indices are slots. Prefill: latents in bf16; e4m3 ones are converted to
@@ -180,13 +179,29 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
              [p](cudaStream_t stream) { sparse_mla_wgmma_cuda(p, stream); }});
 }
 
+// e4m3 by way of bf16, all keys converted in the time.
+void add_expanded_prefill(DeviceSuite& suite, const Sets& s, SparseMlaWgmmaParams p,
+                          const Buffers& b) {
+  const LatentExpansion expansion = {.from = p.kv, .rows = b.expanded};
+  const std::string name = title(p.kind == EntryKind::kUnion ? "prefill union" : "prefill", p);
+  p.kv = expanded_store(expansion);
+  const double selected = static_cast<double>(kQueries * s.top_k);
+  suite.add({name + " " + s.name + ", expanded",
+             2.0 * selected * static_cast<double>(p.num_heads) * 1088, 0,
+             [=](cudaStream_t stream) {
+               expand_latents_cuda(expansion, stream);
+               sparse_mla_wgmma_cuda(p, stream);
+             }});
+}
+
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
   if (!sparse_mla_prefill_peer) return;
   const bool e4m3 = kv.format == LatentFormat::kE4M3;
+  const LatentExpansion expansion = {.from = kv, .rows = b.expanded};
   const double selected = static_cast<double>(kQueries * s.top_k);
   suite.add({std::string("peer prefill ") + (e4m3 ? "e4m3" : "bf16") + " 64 heads " + s.name,
              2.0 * selected * 64 * 1088, 1152.0 * selected, [=](cudaStream_t stream) {
-               if (e4m3) expand_latents(kv.data, kKeys, b.expanded, stream);
+               if (e4m3) expand_latents_cuda(expansion, stream);
                sparse_mla_prefill_peer(b.q, e4m3 ? b.expanded : kv.data, s.indices, kQueries, kKeys,
                                        64, static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
              }});
@@ -209,6 +224,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
     if (u == 1.45) {
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
+      add_expanded_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion), b);
       add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
       add_prefill_peer(suite, s, e4m3, b);
@@ -229,6 +245,7 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
       add_prefill(suite, s, prefill_params(s, bf16, b, heads, EntryKind::kIndices));
     }
     add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
+    add_expanded_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices), b);
     add_prefill_peer(suite, s, bf16, b);
     add_prefill_peer(suite, s, e4m3, b);
   }
@@ -238,6 +255,11 @@ void add_prefills(DeviceSuite& suite, const std::string& sets_path) {
   const Buffers b;
   const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys);
   const LatentStore e4m3 = store_of(LatentFormat::kE4M3, kKeys);
+  const LatentExpansion expansion = {.from = e4m3, .rows = b.expanded};
+  suite.add({"expansion of " + std::to_string(kKeys) + " keys", 0,
+             static_cast<double>(kKeys * (latent_row_bytes(LatentFormat::kBFloat16) +
+                                          latent_row_bytes(LatentFormat::kE4M3))),
+             [=](cudaStream_t stream) { expand_latents_cuda(expansion, stream); }});
   add_unions(suite, bf16, e4m3, b);
   add_plain(suite, bf16, e4m3, b);
   if (sets_path.empty()) return;

@@ -161,7 +161,7 @@ struct Walk {
     item += step;
     if (item >= items) return false;
     work = find_work<kKind, kSplit>(p, item, next);
-    next = read_extent<kKind>(p, item + step);
+    if (kSplit == EntrySplit::kWhole) next = read_extent<kKind>(p, item + step);
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -181,7 +181,7 @@ struct Walk {
 
   const SparseMlaWgmmaParams& p;
   int step, item, items;
-  GroupExtent next;  // read a work ahead, so that nobody waits for it
+  GroupExtent next;  // read a work ahead, so that nobody waits for it; a cluster has one work
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
