@@ -130,6 +130,9 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t group = blockIdx.x;
   const int first = p.group_begin[group], size = p.group_begin[group + 1] - first;
   const int k = static_cast<int>(p.top_k);
+  // Rows are waited for one after the other: the later ones shall be in L2 by then.
+  for (int i = k + 32 * threadIdx.x; i < size * k; i += 32 * kThreads)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.indices + std::int64_t{first} * k + i));
   // The second row lies where the end result will: it is not needed then.
   std::uint32_t *row = memory, *both = memory + k, *result = memory + 3 * k;
   List united = {both, 0};

@@ -173,51 +173,40 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, shared.kv[0]);
+      wgmma_wait<0>();  // the right maximum takes longer
+      wgmma_pin(o);
+      release(&shared.empty[0][kLeftPart]);
 
-      // While that runs: the weights that the other half needs.
       await(kRightMax);
       float max[2];
       read_max(max, shared, thread);
 #pragma unroll
       for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
       if (changes(rescale)) {
-        std::uint32_t raised[16];  // the product still reads the others
         scale_weights(s, rescale);
-        pack_weights(s, raised);
-        store_weights(left_weights(shared), raised, thread);
-      } else {
-        store_weights(left_weights(shared), weights, thread);
+        pack_weights(s, weights);
       }
+      store_weights(left_weights(shared), weights, thread);
       fence_for_wgmma();
       arrive(kLeftWeights);
-      wgmma_wait<0>();
-      wgmma_pin(o);
-      release(&shared.empty[0][kLeftPart]);
       rescale_values(o, rescale);
 
       await(kRightWeights);
-      const auto begin_right_tile = [&] {
+      if (tile + 1 < w.tile_end) {
         if (kUnion && shared.poisoned[1])
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
         begin_values<kFormat>(o, shared.weights, shared.kv[1]);
-      };
+        wgmma_wait<0>();
+        wgmma_pin(o);
+      }
       if (tile + 2 < w.tile_end) {
-        begin_right_tile();
-        begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
-        wgmma_wait<1>();
         release(&shared.empty[1][kLeftPart]);
+        begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
         begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
         selected = selected_columns(shared.masks[0], rows, state, thread);
         wgmma_wait<0>();
-        wgmma_pin(o);
-      } else {
-        if (tile + 1 < w.tile_end) {
-          begin_right_tile();
-          wgmma_wait<0>();
-          wgmma_pin(o);
-        }
       }
     }
     finish_work<kSplit>(p, w, shared, state, o, 0, thread);
@@ -288,18 +277,16 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, values[1]);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[1][kRightPart]);
 
       await(kLeftWeights);
-      if (kUnion && shared.poisoned[0]) {
-        wgmma_wait<0>();
-        wgmma_pin(o);
+      if (kUnion && shared.poisoned[0])
         take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
-        wgmma_pin(o);
-      }
+      wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, left_weights(shared), values[0]);
-      wgmma_wait<1>();
-      release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
       wgmma_pin(o);
       if (tile + 2 < w.tile_end) release(&shared.empty[0][kRightPart]);
