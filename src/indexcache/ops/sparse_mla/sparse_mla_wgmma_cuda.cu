@@ -151,18 +151,15 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
-    float o[128] = {}, s[32];
-    std::uint32_t selected = 0;
-    if (w.tile_begin < w.tile_end) {
-      mbarrier_wait(&shared.q_full, works++ & 1);
+    float o[128] = {};
+    if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
+    for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
+      float s[32], rescale[2];
+      std::uint32_t weights[16];
       begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
       begin_scores<kRightPart>(s, shared, 0, n & 1, true);
-      selected = selected_columns(shared.masks[0], rows, state, thread);
+      const std::uint32_t selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
-    }
-    for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
-      float rescale[2];
-      std::uint32_t weights[16];
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
@@ -201,13 +198,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
         wgmma_wait<0>();
         wgmma_pin(o);
       }
-      if (tile + 2 < w.tile_end) {
-        release(&shared.empty[1][kLeftPart]);
-        begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
-        begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
-        selected = selected_columns(shared.masks[0], rows, state, thread);
-        wgmma_wait<0>();
-      }
+      if (tile + 2 < w.tile_end) release(&shared.empty[1][kLeftPart]);
     }
     finish_work<kSplit>(p, w, shared, state, o, 0, thread);
   }
