@@ -40,7 +40,8 @@ bool worth_expanding(const SparseMlaWgmmaParams& p, std::int64_t num_requests) {
   // A union has at least a third of the entries that there is room for, unless keys are few.
   const std::int64_t entries =
       p.num_groups * p.entry_stride / (p.kind == EntryKind::kUnion ? kGroupQueries : 1);
-  return entries / 4 >= expanded_keys(p.kv, num_requests);
+  const std::int64_t keys = expanded_keys(p.kv, num_requests);
+  return keys <= kMostExpandedKeys && keys <= entries / 4;
 }
 
 }  // namespace indexcache

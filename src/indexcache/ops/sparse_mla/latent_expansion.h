@@ -31,7 +31,9 @@ std::int64_t expanded_keys(const LatentStore& store, std::int64_t num_requests);
 LatentStore expanded_store(const LatentExpansion& expansion);
 
 // Whether the keys that a launch gathers are so many times those that an expansion converts that it
-// is faster: converting takes as long as 4 gathers of a key lose (docs/kernels/sparse_mla.md).
+// is faster: converting a key takes as long as 4 gathers lose (docs/kernels/sparse_mla.md); and its
+// rows no more than 604 MB.
+constexpr std::int64_t kMostExpandedKeys = 1 << 19;
 bool worth_expanding(const SparseMlaWgmmaParams& params, std::int64_t num_requests);
 
 // All pointers the device's. Reads nothing back: it can be captured in a graph. What holds no key is

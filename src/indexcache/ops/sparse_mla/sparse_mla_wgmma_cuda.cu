@@ -32,7 +32,7 @@ template <int kBegin, int kEnd>
 __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys,
                                        bool accumulate) {
   wgmma_fence();
-#pragma unroll
+#pragma unroll 1  // instructions are short of room in the cache (docs/kernels/sparse_mla.md)
   for (int block = kBegin; block < kEnd; ++block) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
@@ -311,8 +311,8 @@ __device__ inline void prepare(Shared& shared) {
 // Three threads of a launch have 3 x 168 registers, 208 + 208 + 88 of them; four 4 x 128.
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
-constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
-constexpr int kConvertRegisters = 48;
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 56 : 88;
+constexpr int kConvertRegisters = 40;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
@@ -341,10 +341,9 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    combine_cluster<kThreads<kFormat> / kWarpgroup>(
-        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas,
-                                   read_extent<kKind>(p, blockIdx.x / kClusterCtas)),
-        shared);
+    Walk<kKind, kSplit> walk(p);
+    walk.next_work();
+    combine_cluster<kThreads<kFormat> / kWarpgroup>(p, walk.work, shared);
   }
 }
 

@@ -132,10 +132,13 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
   const std::uint32_t to = values_of(tile, part);
   if constexpr (kFormat == LatentFormat::kBFloat16) {
 #pragma unroll
-    for (int block = 0; block < (part == kLeftPart ? kLeftBlocks : kBlocks - kLeftBlocks);
-         ++block) {
+    for (int block = 0; block < kPartBlocks; ++block) {
       copy_16(to + block * kBlockBytes + swizzled_offset(row, lane),
               latent + 512 * part + 128 * block + 16 * lane, present, policy);
+    }
+    if (part == kRightPart) {
+      copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              latent + 2 * kLatentDim + 16 * lane, present, policy);
     }
   } else {
 #pragma unroll
@@ -167,7 +170,7 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& 
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
     const bool both = walk.has_both();
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);

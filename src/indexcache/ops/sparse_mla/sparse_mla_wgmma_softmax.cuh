@@ -40,8 +40,8 @@ __device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
   RowQueries r;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int row = row_of(thread, i);
-    r.query[i] = row < w.rows ? (w.row_in_group + row) / heads : kGroupQueries;
+    const int row = row_of(thread, i), at = w.row_in_group + row;
+    r.query[i] = row < w.rows ? (at >= heads) + (at >= 2 * heads) : kGroupQueries;
   }
   return r;
 }

@@ -109,33 +109,38 @@ __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-// What has to be read of a group.
+// A piece of work: 64 rows of a group.
+struct Piece {
+  int group, row_tile;
+};
+
+// What has to be read of its group, none beyond the last.
 struct GroupExtent {
   int begin, end;  // rows of q, in queries
   int count;       // of entries
 };
 template <EntryKind kKind>
-__device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int item) {
-  constexpr bool kUnion = kKind == EntryKind::kUnion;
-  const int group = item / row_tiles<kKind>(p);
+__device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int group) {
   if (group >= p.num_groups) return {};
   GroupExtent extent = {group, group + 1, static_cast<int>(p.entry_stride)};
-  if (kUnion) extent.begin = __ldg(p.group_begin + group), extent.end = __ldg(p.group_begin + group + 1);
+  if (kKind == EntryKind::kUnion) {
+    extent.begin = __ldg(p.group_begin + group);
+    extent.end = __ldg(p.group_begin + group + 1);
+  }
   if (p.counts) extent.count = __ldg(p.counts + group);
   return extent;
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item, const GroupExtent& extent) {
+template <EntrySplit kSplit>
+__device__ inline Work find_work(const SparseMlaWgmmaParams& p, Piece piece,
+                                 const GroupExtent& extent) {
   const int heads = static_cast<int>(p.num_heads);
-  const int group = item / row_tiles<kKind>(p);
   Work w;
-  w.row_in_group = item % row_tiles<kKind>(p) * kTileRows;
-  const std::int64_t first = extent.begin, end = extent.end;
-  w.first_row = first * heads + w.row_in_group;
-  w.rows = min(kTileRows, static_cast<int>(end - first) * heads - w.row_in_group);
-  w.request = p.request ? p.request[group] : 0;
-  w.entries = p.entries + group * p.entry_stride;
+  w.row_in_group = piece.row_tile * kTileRows;
+  w.first_row = std::int64_t{extent.begin} * heads + w.row_in_group;
+  w.rows = min(kTileRows, (extent.end - extent.begin) * heads - w.row_in_group);
+  w.request = p.request ? p.request[piece.group] : 0;
+  w.entries = p.entries + piece.group * p.entry_stride;
   const int count = max(0, min(static_cast<int>(p.entry_stride), extent.count));
   const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
   const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
@@ -149,19 +154,25 @@ __device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item, const 
 // The pairs of tiles of all work of this CTA, one after the other.
 template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
+  static constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
+
   __device__ explicit Walk(const SparseMlaWgmmaParams& params)
       : p(params),
-        step(kSplit == EntrySplit::kCluster ? gridDim.x / kClusterCtas : gridDim.x),
-        item((kSplit == EntrySplit::kCluster ? blockIdx.x / kClusterCtas : blockIdx.x) - step),
-        items(static_cast<int>(p.num_groups) * row_tiles<kKind>(p)),
-        next(read_extent<kKind>(p, item + step)) {}
+        row_tiles(device::row_tiles<kKind>(params)),
+        step{static_cast<int>(gridDim.x / kShares) / row_tiles,
+             static_cast<int>(gridDim.x / kShares) % row_tiles},
+        next{static_cast<int>(blockIdx.x / kShares) / row_tiles,
+             static_cast<int>(blockIdx.x / kShares) % row_tiles},
+        extent(read_extent<kKind>(p, next.group)) {}
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    item += step;
-    if (item >= items) return false;
-    work = find_work<kKind, kSplit>(p, item, next);
-    if (kSplit == EntrySplit::kWhole) next = read_extent<kKind>(p, item + step);
+    if (next.group >= p.num_groups) return false;
+    work = find_work<kSplit>(p, next, extent);
+    next.group += step.group;
+    next.row_tile += step.row_tile;
+    if (next.row_tile >= row_tiles) next.row_tile -= row_tiles, ++next.group;
+    if (kSplit == EntrySplit::kWhole) extent = read_extent<kKind>(p, next.group);
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -180,8 +191,9 @@ struct Walk {
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const SparseMlaWgmmaParams& p;
-  int step, item, items;
-  GroupExtent next;  // read a work ahead, so that nobody waits for it; a cluster has one work
+  int row_tiles;       // of a group
+  Piece step, next;
+  GroupExtent extent;  // of `next`, so that nobody waits for it; a cluster has one work
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
