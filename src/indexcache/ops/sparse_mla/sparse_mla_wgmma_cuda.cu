@@ -6,14 +6,11 @@
 //   1  the same of tile 1; out[:, 256:]
 //   2  gathers the latents of coming tiles
 //   3  converts them from e4m3
-// What a pair needs is handed on in this order (0 arrives, 1 waits, or the other way round):
-//   left max       the running maximum with tile 0's
-//   right max      the same with tile 1's, which tile 0's weights are then raised to
-//   left weights   tile 0's, for out[:, 256:]
-//   right weights  tile 1's, for out[:, :256]
-// So one warpgroup's softmax runs while the other's matrix products do. A CTA takes one piece of
-// work after the other, so that the gather of the next overlaps the end of the last; a cluster takes
-// one.
+// Both take the tiles in their order. For out, each needs the other's weights:
+//   left weights    tile 0's, with the running maximum that they are against; 0 arrives, 1 waits
+//   right weights   tile 1's, the other way round
+// While 1 makes its own, the products with tile 0's run. A CTA takes one piece of work after the
+// other, so that the gather of the next overlaps the end of the last; a cluster takes one.
 #include <algorithm>
 
 #include "indexcache/kernels/cuda_launch.cuh"
@@ -43,15 +40,16 @@ __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uin
   wgmma_commit();
 }
 
-// A tile's logits over one of its parts, once that has arrived.
-template <Part kPart>
-__device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, int parity,
-                                    bool accumulate) {
-  mbarrier_wait(&shared.full[tile][kPart], parity);
+// A tile's logits, each part's once it has arrived; begun only.
+__device__ inline void begin_logits(float (&s)[32], Shared& shared, int tile, int parity) {
+  const std::uint64_t q = rows_operand(shared_address(shared.q)),
+                      keys = rows_operand(shared_address(shared.kv[tile]));
+  mbarrier_wait(&shared.full[tile][kLeftPart], parity);
   fence_for_wgmma();
-  multiply_blocks<kPart == kLeftPart ? 0 : kLeftBlocks, kPart == kLeftPart ? kLeftBlocks : kBlocks>(
-      s, rows_operand(shared_address(shared.q)), rows_operand(shared_address(shared.kv[tile])),
-      accumulate);
+  multiply_blocks<0, kLeftBlocks>(s, q, keys, false);
+  mbarrier_wait(&shared.full[tile][kRightPart], parity);
+  fence_for_wgmma();
+  multiply_blocks<kLeftBlocks, kBlocks>(s, q, keys, true);
 }
 
 // o += weights kv over 16 keys. A launch with a fourth warpgroup has too few registers a thread for
@@ -93,29 +91,25 @@ __device__ inline void begin_values(float (&o)[128], const unsigned char* weight
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
-// on before the weights are computed; and what that does to earlier sums.
+// Logits to weights in registers, against the running maximum, which they raise and which is left for
+// the other warpgroup; and what that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
-                                  RowState& state, const float (&before)[2], Shared& shared,
-                                  BarrierId handed_on, float scale, int thread) {
+                                  RowState& state, Shared& shared, float scale, int thread) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) rescale[i] = raise_to_logits(s, i, scale, before[i], state);
+  for (int i = 0; i < 2; ++i) rescale[i] = raise_to_logits(s, i, scale, state);
   if (thread % 4 == 0) shared.max[thread / 4] = make_float2(state.max[0], state.max[1]);
-  arrive(handed_on);
 #pragma unroll
   for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
   pack_weights(s, weights);
 }
 
-__device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
-  const float2 both = shared.max[thread / 4];
-  max[0] = both.x, max[1] = both.y;
+// Takes over the maximum that the other warpgroup raised.
+__device__ inline void take_max(float (&rescale)[2], RowState& state, const Shared& shared,
+                                int thread) {
+  const float2 max = shared.max[thread / 4];
+  rescale[0] = raise_max(max.x, 0, state);
+  rescale[1] = raise_max(max.y, 1, state);
   __syncwarp();  // one of them writes it next
-}
-
-// What a warpgroup gives back last: for the left half tile 1's, for the right one tile 0's.
-__device__ constexpr TilePart last_part(int half) {
-  return half == 0 ? TilePart{1, kLeftPart} : TilePart{0, kRightPart};
 }
 
 // Sums of all tiles to out and lse, or, in a cluster, to where its CTAs read them.
@@ -132,9 +126,9 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
                              state.any[1] ? 1 / state.sum[1] : 0};
     if (half == 0) write_lse(p, w, state, thread);
     if (any) {
-      const TilePart last = last_part(half);
-      write_half(p, w, o, factor, values_of(shared, last), &shared.empty[last.tile][last.part],
-                 half, thread);
+      const auto part = half == 0 ? kLeftPart : kRightPart;
+      write_half(p, w, o, factor, values_of(shared, {1, part}), &shared.empty[1][part], half,
+                 thread);
     } else {
       write_zeros(p, w, half, thread);
     }
@@ -156,40 +150,31 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
       float s[32], rescale[2];
       std::uint32_t weights[16];
-      begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
-      begin_scores<kRightPart>(s, shared, 0, n & 1, true);
+      begin_logits(s, shared, 0, n & 1);
       const std::uint32_t selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
       mask_logits(s, selected);
-      weigh_tile(s, weights, rescale, state, state.max, shared, kLeftMax, scale, thread);
+      weigh_tile(s, weights, rescale, state, shared, scale, thread);
+      barrier_sync(kLeft, kWarpgroup);  // all logits are done: the weights take their RoPE block
+      store_weights(left_weights(shared), weights, thread);
+      fence_for_wgmma();
+      arrive(kLeftWeights);
       rescale_values(o, rescale);
       if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, shared.kv[0]);
-      wgmma_wait<0>();  // the right maximum takes longer
+      wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kLeftPart]);
 
-      await(kRightMax);
-      float max[2];
-      read_max(max, shared, thread);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
-      if (changes(rescale)) {
-        scale_weights(s, rescale);
-        pack_weights(s, weights);
-      }
-      store_weights(left_weights(shared), weights, thread);
-      fence_for_wgmma();
-      arrive(kLeftWeights);
-      rescale_values(o, rescale);
-
-      await(kRightWeights);
       if (tile + 1 < w.tile_end) {
+        await(kRightWeights);
+        take_max(rescale, state, shared, thread);
+        rescale_values(o, rescale);
         if (kUnion && shared.poisoned[1])
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
@@ -197,6 +182,8 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
         begin_values<kFormat>(o, shared.weights, shared.kv[1]);
         wgmma_wait<0>();
         wgmma_pin(o);
+      } else {
+        mbarrier_wait(&shared.full[1][kLeftPart], n & 1);  // a part is not given back before that
       }
       if (tile + 2 < w.tile_end) release(&shared.empty[1][kLeftPart]);
     }
@@ -204,29 +191,23 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
   }
 }
 
-// What is left for the right values where a pair has no tile 1.
+__device__ inline unsigned char* right_values(Shared& shared, int tile) {
+  return values_of(shared, {tile, kRightPart});
+}
+
+// The right values of tile 0, once its weights are there; begun only.
 template <bool kUnion, LatentFormat kFormat>
-__device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
-                                      const RowQueries& rows, unsigned char* values, int parity,
-                                      int thread) {
-  for (std::uint64_t& full : shared.full[1]) mbarrier_wait(&full, parity);
-  float max[2], rescale[2];
-  await(kLeftMax);
-  read_max(max, shared, thread);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
-  arrive(kRightMax);
-  rescale_values(o, rescale);
-  arrive(kRightWeights);
+__device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared& shared,
+                                       const RowQueries& rows, int thread) {
+  float rescale[2];
   await(kLeftWeights);
+  take_max(rescale, state, shared, thread);
+  rescale_values(o, rescale);
   if (kUnion && shared.poisoned[0])
-    take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
+    take_out_non_finite(o, right_values(shared, 0), shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values<kFormat>(o, left_weights(shared), values);
-  wgmma_wait<0>();
-  wgmma_pin(o);
-  release(&shared.empty[1][kRightPart]);
+  begin_values<kFormat>(o, left_weights(shared), right_values(shared, 0));
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -234,8 +215,6 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  unsigned char* const values[2] = {shared.kv[0] + kLeftBlocks * kBlockBytes,
-                                    shared.kv[1] + kLeftBlocks * kBlockBytes};
   Walk<kKind, kSplit> walk(p);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -244,47 +223,41 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     float o[128] = {};
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     int tile = w.tile_begin;
-    float rescale[2], before[2];
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
-      float s[32];
+      float s[32], rescale[2];
       std::uint32_t weights[16];
-      begin_scores<kRightPart>(s, shared, 1, n & 1, false);
-      begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
+      begin_logits(s, shared, 1, n & 1);
       const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 1, thread);
       mask_logits(s, selected);
-
-      await(kLeftMax);
-      read_max(before, shared, thread);
-      weigh_tile(s, weights, rescale, state, before, shared, kRightMax, scale, thread);
+      begin_left_tile<kUnion, kFormat>(o, state, shared, rows, thread);
+      weigh_tile(s, weights, rescale, state, shared, scale, thread);
       store_weights(shared.weights, weights, thread);
       fence_for_wgmma();
       arrive(kRightWeights);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kRightPart]);
       rescale_values(o, rescale);
-      if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
+      if (poisoned)
+        take_out_non_finite(o, right_values(shared, 1), shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values<kFormat>(o, weights, values[1]);
+      begin_values<kFormat>(o, weights, right_values(shared, 1));
       wgmma_wait<0>();
       wgmma_pin(o);
-      release(&shared.empty[1][kRightPart]);
-
-      await(kLeftWeights);
-      if (kUnion && shared.poisoned[0])
-        take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
-      wgmma_pin(o);
-      wgmma_fence();
-      begin_values<kFormat>(o, left_weights(shared), values[0]);
-      wgmma_wait<0>();
-      wgmma_pin(o);
-      if (tile + 2 < w.tile_end) release(&shared.empty[0][kRightPart]);
+      if (tile + 2 < w.tile_end) release(&shared.empty[1][kRightPart]);
     }
-    if (tile < w.tile_end) {
+    if (tile < w.tile_end) {  // without a tile 1
+      mbarrier_wait(&shared.full[1][kRightPart], n++ & 1);
       release(&shared.q_empty);
-      take_lone_tile<kUnion, kFormat>(o, state, shared, rows, values[0], n++ & 1, thread);
+      begin_left_tile<kUnion, kFormat>(o, state, shared, rows, thread);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kRightPart]);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
@@ -296,8 +269,8 @@ __device__ inline void prepare(Shared& shared) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
       const bool converted = kFormat == LatentFormat::kE4M3;
-      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t));
-      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
+      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t.part));
+      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t.part));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, 1);

@@ -11,13 +11,10 @@ namespace indexcache::device {
 
 constexpr int kGatherWarps = kWarpgroup / 32;
 
-// The second part of each tile, in the order in which they come, brings the tile's masks.
-__device__ constexpr bool brings_masks(int i) { return i >= 2; }
-
-// Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
-__device__ constexpr int copy_arrivals(TilePart t) {
-  const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
-  return kWarpgroup + (masks ? kGatherWarps : 0);
+// Arrivals that complete a part's copies: of all threads, and of those that wrote masks, which come
+// with the second part.
+__device__ constexpr int copy_arrivals(Part part) {
+  return kWarpgroup + (part == kRightPart ? kGatherWarps : 0);
 }
 
 // What a lane found for its entry of a pair: where the latent lies, in bytes from the store's data,
@@ -183,7 +180,7 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& 
         }
       }
       mbarrier_arrive_after_copies(&landed[tile][part]);
-      if (brings_masks(i)) {
+      if (part == kRightPart) {
         write_masks<kKind>(shared.masks[tile], tile, found);
         if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }

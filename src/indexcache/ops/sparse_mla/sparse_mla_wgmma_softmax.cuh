@@ -87,16 +87,16 @@ __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
 // What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
 __device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
 
-// Raises a row's maximum to those of its logits and of `before`; returns the factor of what was
-// summed against the old one.
-__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale, float before,
+// Raises a row's maximum to that of its logits; returns the factor of what was summed against the old
+// one.
+__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale,
                                         RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
-  max = fmaxf(before, max * scale);
+  max = fmaxf(state.max[i], max * scale);
   const float rescale = exp2_fast(state.max[i] - origin_of(max));
   state.max[i] = max;
   return rescale;
@@ -119,16 +119,12 @@ __device__ inline void weigh_row(float (&s)[32], int i, float scale, float resca
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
 }
 
-// The same weights against the maximum that another tile raised to `max`.
+// The same sum against the maximum that another tile raised to `max`; its factor.
 __device__ inline float raise_max(float max, int i, RowState& state) {
   const float factor = exp2_fast(state.max[i] - origin_of(max));
   state.max[i] = max;
   state.sum[i] *= factor;
   return factor;
-}
-__device__ inline void scale_weights(float (&s)[32], const float (&factor)[2]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] *= factor[i / 2 % 2];
 }
 
 // The weights as the register operand of the product with values.

@@ -41,7 +41,7 @@ struct TilePart {
 };
 constexpr int kPairParts = 4;
 __device__ constexpr TilePart part_in_order(int i) {
-  return {i % 2, i == 0 || i == 3 ? kLeftPart : kRightPart};
+  return {i / 2, i % 2 == 0 ? kLeftPart : kRightPart};
 }
 
 // What a row's part of a sum is against, in a cluster.
@@ -90,7 +90,7 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kLeftMax = 1, kRightMax, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
+enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
