@@ -7,7 +7,7 @@
 //   2  gathers the latents of coming tiles
 //   3  converts them from e4m3
 // Both take the tiles in their order. For out, each needs the other's weights:
-//   left weights    tile 0's, with the running maximum that they are against; 0 arrives, 1 waits
+//   left weights    tile 0's, with the origin that they are against; 0 arrives, 1 waits
 //   right weights   tile 1's, the other way round
 // While 1 makes its own, the products with tile 0's run. A CTA takes one piece of work after the
 // other, so that the gather of the next overlaps the end of the last; a cluster takes one.
@@ -91,24 +91,26 @@ __device__ inline void begin_values(float (&o)[128], const unsigned char* weight
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Logits to weights in registers, against the running maximum, which they raise and which is left for
-// the other warpgroup; and what that does to earlier sums.
+// Logits to weights in registers, against an origin, which is left for the other warpgroup; and what
+// that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
                                   RowState& state, Shared& shared, float scale, int thread) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) rescale[i] = raise_to_logits(s, i, scale, state);
-  if (thread % 4 == 0) shared.max[thread / 4] = make_float2(state.max[0], state.max[1]);
+  for (int i = 0; i < 2; ++i) rescale[i] = move_origin_for(s, i, scale, state);
+  if (thread % 4 == 0) shared.origin[thread / 4] = make_float2(state.origin[0], state.origin[1]);
 #pragma unroll
   for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
   pack_weights(s, weights);
 }
 
-// Takes over the maximum that the other warpgroup raised.
-__device__ inline void take_max(float (&rescale)[2], RowState& state, const Shared& shared,
-                                int thread) {
-  const float2 max = shared.max[thread / 4];
-  rescale[0] = raise_max(max.x, 0, state);
-  rescale[1] = raise_max(max.y, 1, state);
+// Takes over the origin that the other warpgroup has.
+__device__ inline void take_origin(float (&rescale)[2], RowState& state, const Shared& shared,
+                                   int thread) {
+  const float2 origin = shared.origin[thread / 4];
+  rescale[0] = move_origin(origin.x, 0, state);
+  state.sum[0] *= rescale[0];
+  rescale[1] = move_origin(origin.y, 1, state);
+  state.sum[1] *= rescale[1];
   __syncwarp();  // one of them writes it next
 }
 
@@ -173,7 +175,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
 
       if (tile + 1 < w.tile_end) {
         await(kRightWeights);
-        take_max(rescale, state, shared, thread);
+        take_origin(rescale, state, shared, thread);
         rescale_values(o, rescale);
         if (kUnion && shared.poisoned[1])
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
@@ -201,7 +203,7 @@ __device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared&
                                        const RowQueries& rows, int thread) {
   float rescale[2];
   await(kLeftWeights);
-  take_max(rescale, state, shared, thread);
+  take_origin(rescale, state, shared, thread);
   rescale_values(o, rescale);
   if (kUnion && shared.poisoned[0])
     take_out_non_finite(o, right_values(shared, 0), shared.masks[0], rows, kRight, thread);

@@ -32,7 +32,7 @@ __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
   for (int i = 0; i < 2; ++i) {
     const int row = row_of(thread, i);
     if (thread % 4 == 0 && row < w.rows)
-      p.lse[w.first_row + row] = state.max[i] * kLn2 + logf(state.sum[i]);
+      p.lse[w.first_row + row] = state.origin[i] * kLn2 + logf(state.sum[i]);
   }
 }
 
@@ -107,7 +107,7 @@ __device__ inline void store_rows(const RowState& state, Shared& shared, int thr
   for (int i = 0; i < 2; ++i) {
     const int row = row_of(thread, i);
     if (thread % 4 != 0) continue;
-    shared.part.max[row] = state.max[i];
+    shared.part.origin[row] = state.origin[i];
     shared.part.sum[row] = state.sum[i];
     shared.part.any[row] = state.any[i];
   }
@@ -121,7 +121,7 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
   const int thread = threadIdx.x, rank = thread % kClusterCtas;
   if (thread >= kTileRows) return;
   const int row = thread - rank + cluster_rank();
-  const float own = read_peer(peer_address(shared_address(&shared.part.max[row]), rank)),
+  const float own = read_peer(peer_address(shared_address(&shared.part.origin[row]), rank)),
               own_sum = read_peer(peer_address(shared_address(&shared.part.sum[row]), rank));
   int any = read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank));
   float max = own;
@@ -130,7 +130,7 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
     max = fmaxf(max, __shfl_xor_sync(kAll, max, distance));
     any |= __shfl_xor_sync(kAll, any, distance);
   }
-  const float factor = exp2_fast(own - origin_of(max));
+  const float factor = exp2_fast(own - finite_origin(max));
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kClusterCtas; ++i)

@@ -25,8 +25,13 @@ __device__ inline void release(std::uint64_t* empty) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
 }
 
+// Weights are powers of 2 against an origin, the largest exponent when it was set. It moves only where
+// exponents exceed it by so much: a sum of 2^21 weights of 2^8 is nothing to a float, and to move it
+// is to multiply all of out.
+constexpr float kSlack = 8;
+
 struct RowState {
-  float max[2] = {-INFINITY, -INFINITY};  // of softmax_scale * log2(e) * q . kv
+  float origin[2] = {-INFINITY, -INFINITY};  // in exponents: softmax_scale * log2(e) * q . kv
   float sum[2] = {0, 0};                  // this thread's columns
   bool any[2] = {false, false};
 };
@@ -84,28 +89,31 @@ __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
   }
 }
 
-// What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
-__device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
+// What is subtracted: with no key yet all weights are exp2(-inf).
+__device__ inline float finite_origin(float origin) { return origin == -INFINITY ? 0 : origin; }
 
-// Raises a row's maximum to that of its logits; returns the factor of what was summed against the old
-// one.
-__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale,
+// Moves a row's origin; the factor of what was summed against the old one, 1 where it stays.
+__device__ inline float move_origin(float origin, int i, RowState& state) {
+  const float factor = origin == state.origin[i] ? 1 : exp2_fast(state.origin[i] - origin);
+  state.origin[i] = origin;
+  return factor;
+}
+
+// Where a row's logits ask for it.
+__device__ inline float move_origin_for(const float (&s)[32], int i, float scale,
                                         RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
-  max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
-  max = fmaxf(state.max[i], max * scale);
-  const float rescale = exp2_fast(state.max[i] - origin_of(max));
-  state.max[i] = max;
-  return rescale;
+  max = scale * fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
+  return move_origin(max > state.origin[i] + kSlack ? max : state.origin[i], i, state);
 }
 
-// Turns one row's logits into weights against its maximum.
+// Turns one row's logits into weights; `rescale` is the factor of the sum so far.
 __device__ inline void weigh_row(float (&s)[32], int i, float scale, float rescale,
                                  RowState& state) {
-  const float origin = origin_of(state.max[i]);
+  const float origin = finite_origin(state.origin[i]);
   float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -117,14 +125,6 @@ __device__ inline void weigh_row(float (&s)[32], int i, float scale, float resca
     }
   }
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
-}
-
-// The same sum against the maximum that another tile raised to `max`; its factor.
-__device__ inline float raise_max(float max, int i, RowState& state) {
-  const float factor = exp2_fast(state.max[i] - origin_of(max));
-  state.max[i] = max;
-  state.sum[i] *= factor;
-  return factor;
 }
 
 // The weights as the register operand of the product with values.

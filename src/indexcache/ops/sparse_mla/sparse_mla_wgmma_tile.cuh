@@ -46,7 +46,7 @@ __device__ constexpr TilePart part_in_order(int i) {
 
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
-  float max[kTileRows], sum[kTileRows];
+  float origin[kTileRows], sum[kTileRows];
   bool any[kTileRows];  // whether the row has any key
 };
 
@@ -60,8 +60,8 @@ struct alignas(1024) Shared {
     PartRows part;                       // at the end, in a cluster
   };
   union {
-    float2 max[kTileRows / 2];   // the running maximum of rows r and r + 8, as it is handed on
-    float factors[kTileRows];    // at the end, in a cluster
+    float2 origin[kTileRows / 2];  // of rows r and r + 8, with the weights that are handed on
+    float factors[kTileRows];      // at the end, in a cluster
   };
   float sum[2][kTileRows];  // at the end: what each warpgroup summed, and whether of any key
   bool any[2][kTileRows];
