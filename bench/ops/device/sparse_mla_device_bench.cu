@@ -179,14 +179,16 @@ void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, 
 }
 
 void add_union_build(DeviceSuite& suite, const Sets& s) {
-  suite.add({"index_union " + s.name, 0,
-             4.0 * (1 + s.u / kGroupQueries) * static_cast<double>(kQueries * s.top_k),
-             [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
+  suite.add({.name = "index_union " + s.name,
+             .bytes = 4.0 * (1 + s.u / kGroupQueries) * static_cast<double>(kQueries * s.top_k),
+             .run = [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); },
+             .figures = {{"u", s.u}},
+             .shared_by = {1, 4}});
 }
 
 void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
                 const Buffers& b) {
-  for (const double u : {1.0, 1.25, 1.45, 2.0, 2.97}) {
+  for (const double u : {1.0, 1.06, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5, 2.97}) {
     char name[16];
     std::snprintf(name, sizeof name, "u %.2f", u);
     if (!suite.takes(std::string("prefill union bf16 20 heads ") + name)) continue;
