@@ -7,9 +7,10 @@
 //   2  gathers the latents of coming tiles
 //   3  converts them from e4m3
 // Both take the tiles in their order. For out, each needs the other's weights:
+//   left logits     are done: 1 begins its own, which run during the softmax of 0
 //   left weights    tile 0's, with the origin that they are against; 0 arrives, 1 waits
 //   right weights   tile 1's, the other way round
-// While 1 makes its own, the products with tile 0's run. A CTA takes one piece of work after the
+// While 1 makes its weights, the products with tile 0's run. A CTA takes one piece of work after the
 // other, so that the gather of the next overlaps the end of the last; a cluster takes one.
 #include <algorithm>
 
@@ -156,6 +157,8 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       const std::uint32_t selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
+      const bool both = tile + 1 < w.tile_end;
+      if (both) arrive(kLeftLogits);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
       mask_logits(s, selected);
@@ -165,7 +168,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       fence_for_wgmma();
       arrive(kLeftWeights);
       rescale_values(o, rescale);
-      if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
+      if (poisoned) [[unlikely]] take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, shared.kv[0]);
@@ -173,11 +176,11 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       wgmma_pin(o);
       release(&shared.empty[0][kLeftPart]);
 
-      if (tile + 1 < w.tile_end) {
+      if (both) {
         await(kRightWeights);
         take_origin(rescale, state, shared, thread);
         rescale_values(o, rescale);
-        if (kUnion && shared.poisoned[1])
+        if (kUnion && shared.poisoned[1]) [[unlikely]]
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
@@ -205,7 +208,7 @@ __device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared&
   await(kLeftWeights);
   take_origin(rescale, state, shared, thread);
   rescale_values(o, rescale);
-  if (kUnion && shared.poisoned[0])
+  if (kUnion && shared.poisoned[0]) [[unlikely]]
     take_out_non_finite(o, right_values(shared, 0), shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
@@ -228,6 +231,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
       float s[32], rescale[2];
       std::uint32_t weights[16];
+      await(kLeftLogits);
       begin_logits(s, shared, 1, n & 1);
       const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();
@@ -244,7 +248,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       wgmma_pin(o);
       release(&shared.empty[0][kRightPart]);
       rescale_values(o, rescale);
-      if (poisoned)
+      if (poisoned) [[unlikely]]
         take_out_non_finite(o, right_values(shared, 1), shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
@@ -295,6 +299,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
                       const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
+  if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
   prepare<kFormat>(shared);
   switch (threadIdx.x / kWarpgroup) {
     case 0:

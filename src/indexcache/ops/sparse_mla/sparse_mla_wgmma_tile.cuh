@@ -90,7 +90,7 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
+enum BarrierId { kLeftLogits = 1, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
