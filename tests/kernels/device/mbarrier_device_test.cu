@@ -83,26 +83,33 @@ __global__ void given_back(const int* in, int* out) {
 }
 
 // Copies complete an mbarrier together with a store; a second warp waits for it and lets a third know
-// by a numbered barrier.
+// by a numbered barrier, which gives the buffer back.
 __global__ void passed_on(const int* in, int* out) {
   __shared__ Shared shared;
   prepare(shared, 33, 1);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (warp == 0) {
-    if (lane < 8) copy_16(shared_address(shared.value + 4 * lane), in + 4 * lane, true);
-    mbarrier_arrive_after_copies(&shared.full);
-    if (lane == 0) {
-      shared.back[0] = 7;
-      mbarrier_arrive(&shared.full);
+  int sum = 0;
+  for (int n = 0; n < kRounds; ++n) {
+    if (warp == 0) {
+      mbarrier_wait(&shared.empty, (n & 1) ^ 1);
+      copy_16(shared_address(shared.value + 4 * (lane % 8)), in + 4 * (lane % 8), true);
+      mbarrier_arrive_after_copies(&shared.full);
+      if (lane == 0) {
+        shared.back[0] = n;
+        mbarrier_arrive(&shared.full);
+      }
+    } else if (warp == 1) {
+      mbarrier_wait(&shared.full, n & 1);
+      barrier_arrive(1, 64);
+    } else {
+      barrier_sync(1, 64);
+      sum += shared.value[other_lane()] + shared.back[0];
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(&shared.empty);
     }
-    wait_for_copies();
-  } else if (warp == 1) {
-    mbarrier_wait(&shared.full, 0);
-    barrier_arrive(1, 64);
-  } else {
-    barrier_sync(1, 64);
-    out[lane] = shared.value[other_lane()] + shared.back[0];
   }
+  if (warp == 0) wait_for_copies();
+  if (warp == 2) out[lane] = sum;
 }
 
 // Two warps answer each other by two numbered barriers, the first waiting last.
@@ -128,11 +135,17 @@ __global__ void answered(const int* in, int* out) {
   if (threadIdx.x < 32) out[lane] = sum;
 }
 
-// Some threads write after a cluster's barrier, all of their CTA read after its own.
+// Some threads write after a cluster's barrier, all of their CTA read after its own; a numbered barrier
+// went before.
 __global__ void __cluster_dims__(2) after_cluster(const int* in, int* out) {
   __shared__ Shared shared;
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x < 32) shared.back[lane] = in[lane];
+  if (threadIdx.x < 32) {
+    shared.back[lane] = in[lane];
+    barrier_arrive(1, 64);
+  } else if (threadIdx.x < 64) {
+    barrier_sync(1, 64);
+  }
   cluster_sync();
   if (threadIdx.x < 32) {
     const std::uint32_t peer =
@@ -166,7 +179,7 @@ int main() {
   check("all lanes arrive", all_arrive, 2, 1, 1, 0);
   check("one lane arrives for its warp", one_arrives, 2, 1, 1, 0);
   check("one lane gives back for its warp", given_back, 2, 1, 3, 3);
-  check("passed on by a second warp", passed_on, 3, 1, 1, 7);
+  check("passed on by a second warp", passed_on, 3, 1, 3, 3);
   check("answered", answered, 2, 1, 3, 3);
   check("after a cluster's barrier", after_cluster, 4, 2, 1, 0);
   return device_result("mbarrier");

@@ -30,7 +30,7 @@ template <int kBegin, int kEnd>
 __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uint64_t keys,
                                        bool accumulate) {
   wgmma_fence();
-#pragma unroll 1  // instructions are short of room in the cache (docs/kernels/sparse_mla.md)
+#pragma unroll
   for (int block = kBegin; block < kEnd; ++block) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {

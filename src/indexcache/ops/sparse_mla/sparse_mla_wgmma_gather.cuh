@@ -167,32 +167,30 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& 
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
     const bool both = walk.has_both();
+    // Shuffles queue behind copies: bf16's are done once a tile. e4m3 has too few registers for that.
+    constexpr bool kOnce = kFormat == LatentFormat::kBFloat16;
+    std::int64_t offsets[kRowRounds] = {};
 #pragma unroll 1
-    for (int tile = 0; tile < 2; ++tile) {
-      // Asked for at once, as shuffles queue behind copies; e4m3's threads have too few registers.
-      constexpr bool kAtOnce = kFormat == LatentFormat::kBFloat16;
-      std::int64_t offsets[kRowRounds];
+    for (int i = 0; i < kPairParts; ++i) {
+      const auto [tile, part] = part_in_order(i);
+      if (kOnce && part == kLeftPart) {
 #pragma unroll
-      for (int round = 0; round < kRowRounds; ++round)
-        offsets[round] = kAtOnce ? row_offset(found, tile, round) : 0;
-#pragma unroll 1
-      for (int i = 0; i < kParts; ++i) {
-        const auto part = static_cast<Part>(i);
-        mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
-        if (tile == 0 || both) {
+        for (int round = 0; round < kRowRounds; ++round)
+          offsets[round] = row_offset(found, tile, round);
+      }
+      mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
+      if (tile == 0 || both) {
 #pragma unroll
-          for (int round = 0; round < kRowRounds; ++round) {
-            const std::int64_t offset =
-                kAtOnce ? offsets[round] : row_offset(found, tile, round);
-            copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
-                              data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
-          }
+        for (int round = 0; round < kRowRounds; ++round) {
+          const std::int64_t offset = kOnce ? offsets[round] : row_offset(found, tile, round);
+          copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
+                            data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
         }
-        mbarrier_arrive_after_copies(&landed[tile][part]);
-        if (part == kRightPart) {
-          write_masks<kKind>(shared.masks[tile], tile, found);
-          if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
-        }
+      }
+      mbarrier_arrive_after_copies(&landed[tile][part]);
+      if (part == kRightPart) {
+        write_masks<kKind>(shared.masks[tile], tile, found);
+        if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }
     }
     more = walk.next_pair();
