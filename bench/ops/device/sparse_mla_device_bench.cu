@@ -158,8 +158,7 @@ void add_expanded_prefill(DeviceSuite& suite, const Sets& s, SparseMlaWgmmaParam
   p.kv = expanded_store(expansion);
   const double selected = static_cast<double>(kQueries * s.top_k);
   suite.add({name + " " + s.name + ", expanded",
-             2.0 * selected * static_cast<double>(p.num_heads) * 1088, 0,
-             [=](cudaStream_t stream) {
+             2.0 * selected * static_cast<double>(p.num_heads) * 1088, 0, [=](cudaStream_t stream) {
                expand_latents_cuda(expansion, stream);
                sparse_mla_wgmma_cuda(p, stream);
              }});

@@ -148,8 +148,7 @@ __global__ void __cluster_dims__(2) after_cluster(const int* in, int* out) {
   }
   cluster_sync();
   if (threadIdx.x < 32) {
-    const std::uint32_t peer =
-        peer_address(shared_address(&shared.back[lane]), 1 - cluster_rank());
+    const std::uint32_t peer = peer_address(shared_address(&shared.back[lane]), 1 - cluster_rank());
     shared.value[lane] = __float_as_int(read_peer(peer));
   }
   __syncthreads();

@@ -228,14 +228,14 @@ Expanded expand(const LatentCache& cache, const LatentStore& from, std::int64_t 
                 CUstream_st* stream) {
   Expanded expanded;
   const auto options = cache.pages.options();
-  expanded.rows = at::empty({expanded_keys(from, num_requests), kDim}, options.dtype(at::kBFloat16));
+  expanded.rows =
+      at::empty({expanded_keys(from, num_requests), kDim}, options.dtype(at::kBFloat16));
   LatentExpansion expansion = {.from = from,
                                .num_requests = num_requests,
                                .num_pages = cache.pages.size(0),
                                .rows = expanded.rows.mutable_data_ptr()};
   if (cache.block_table) {
-    expanded.table =
-        at::empty({num_requests, pages_of_request(from)}, options.dtype(at::kInt));
+    expanded.table = at::empty({num_requests, pages_of_request(from)}, options.dtype(at::kInt));
     expansion.table = expanded.table.mutable_data_ptr<std::int32_t>();
   }
   expand_latents_cuda(expansion, stream);

@@ -7,7 +7,6 @@
 //   2  gathers the latents of coming tiles
 //   3  converts them from e4m3
 // Both take the tiles in their order. For out, each needs the other's weights:
-//   left logits     are done: 1 begins its own, which run during the softmax of 0
 //   left weights    tile 0's, with the origin that they are against; 0 arrives, 1 waits
 //   right weights   tile 1's, the other way round
 // While 1 makes its weights, the products with tile 0's run. A CTA takes one piece of work after the
@@ -127,7 +126,7 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
   } else {
     const float factor[2] = {state.any[0] ? 1 / state.sum[0] : 0,
                              state.any[1] ? 1 / state.sum[1] : 0};
-    if (half == 0) write_lse(p, w, state, thread);
+    if (half == 1) write_lse(p, w, state, thread);  // the other has more to do
     if (any) {
       const auto part = half == 0 ? kLeftPart : kRightPart;
       write_half(p, w, o, factor, values_of(shared, {1, part}), &shared.empty[1][part], half,
@@ -157,8 +156,6 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       const std::uint32_t selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
-      const bool both = tile + 1 < w.tile_end;
-      if (both) arrive(kLeftLogits);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
       mask_logits(s, selected);
@@ -168,7 +165,8 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       fence_for_wgmma();
       arrive(kLeftWeights);
       rescale_values(o, rescale);
-      if (poisoned) [[unlikely]] take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
+      if (poisoned) [[unlikely]]
+        take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, shared.kv[0]);
@@ -176,7 +174,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       wgmma_pin(o);
       release(&shared.empty[0][kLeftPart]);
 
-      if (both) {
+      if (tile + 1 < w.tile_end) {
         await(kRightWeights);
         take_origin(rescale, state, shared, thread);
         rescale_values(o, rescale);
@@ -231,7 +229,6 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
       float s[32], rescale[2];
       std::uint32_t weights[16];
-      await(kLeftLogits);
       begin_logits(s, shared, 1, n & 1);
       const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();

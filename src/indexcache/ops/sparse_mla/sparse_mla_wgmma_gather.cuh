@@ -152,8 +152,7 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& q,
-                              Shared& shared) {
+__device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& q, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);

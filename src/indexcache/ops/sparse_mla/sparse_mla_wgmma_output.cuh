@@ -54,9 +54,9 @@ __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
       const int at = 4 * (j + m / 2) + 2 * (m % 2);
       words[m] = pack_bf16(o[at] * factor[m % 2], o[at + 1] * factor[m % 2]);
     }
-    store_matrices(staged + j / 8 * kBlockBytes +
-                       swizzled_offset(first + lane % 16, j % 8 + lane / 16),
-                   words);
+    store_matrices(
+        staged + j / 8 * kBlockBytes + swizzled_offset(first + lane % 16, j % 8 + lane / 16),
+        words);
   }
   __syncwarp();
   auto* out = static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + lane * 16;

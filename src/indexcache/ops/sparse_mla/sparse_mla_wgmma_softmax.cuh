@@ -32,7 +32,7 @@ constexpr float kSlack = 8;
 
 struct RowState {
   float origin[2] = {-INFINITY, -INFINITY};  // in exponents: softmax_scale * log2(e) * q . kv
-  float sum[2] = {0, 0};                  // this thread's columns
+  float sum[2] = {0, 0};                     // this thread's columns
   bool any[2] = {false, false};
 };
 
@@ -100,8 +100,7 @@ __device__ inline float move_origin(float origin, int i, RowState& state) {
 }
 
 // Where a row's logits ask for it.
-__device__ inline float move_origin_for(const float (&s)[32], int i, float scale,
-                                        RowState& state) {
+__device__ inline float move_origin_for(const float (&s)[32], int i, float scale, RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));

@@ -90,7 +90,7 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kLeftLogits = 1, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
+enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
@@ -191,7 +191,7 @@ struct Walk {
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const SparseMlaWgmmaParams& p;
-  int row_tiles;       // of a group
+  int row_tiles;  // of a group
   Piece step, next;
   GroupExtent extent;  // of `next`, so that nobody waits for it; a cluster has one work
   Work work = {};
