@@ -186,7 +186,9 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
-        mbarrier_wait(&shared.full[1][kLeftPart], n & 1);  // a part is not given back before that
+        // Tile 1's room is not given back twice before the gather has seen it, and the other warpgroup
+        // has read what this one left of the work before: it gave back its part of that room.
+        mbarrier_wait(&shared.full[1][kRightPart], n & 1);
       }
       if (tile + 2 < w.tile_end) release(&shared.empty[1][kLeftPart]);
     }
