@@ -65,6 +65,10 @@ TEST(LatentExpansion, PaysWhereKeysAreGatheredManyTimes) {
   EXPECT_TRUE(worth_expanding(p, 1));
   p.kv.num_keys += 16;
   EXPECT_FALSE(worth_expanding(p, 1));
+  const std::int32_t table[9] = {};
+  p.kv = paged(1, table);
+  EXPECT_TRUE(worth_expanding(p, kMostExpandedRequests));
+  EXPECT_FALSE(worth_expanding(p, kMostExpandedRequests + 1));
 }
 
 }  // namespace

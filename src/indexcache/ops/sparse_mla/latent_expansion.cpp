@@ -36,7 +36,7 @@ LatentStore expanded_store(const LatentExpansion& e) {
 }
 
 bool worth_expanding(const SparseMlaWgmmaParams& p, std::int64_t num_requests) {
-  if (p.kv.format != LatentFormat::kE4M3) return false;
+  if (p.kv.format != LatentFormat::kE4M3 || num_requests > kMostExpandedRequests) return false;
   // A union has at least a third of the entries that there is room for, unless keys are few.
   const std::int64_t entries =
       p.num_groups * p.entry_stride / (p.kind == EntryKind::kUnion ? kGroupQueries : 1);

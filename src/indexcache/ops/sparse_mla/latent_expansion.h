@@ -12,9 +12,11 @@
 
 namespace indexcache {
 
+constexpr std::int64_t kMostExpandedRequests = 65535;  // a launch's height
+
 struct LatentExpansion {
   LatentStore from;               // e4m3
-  std::int64_t num_requests = 1;  // rows of its block table
+  std::int64_t num_requests = 1;  // rows of its block table, at most kMostExpandedRequests
   std::int64_t num_pages = 1;     // at its data: a table's entries beyond hold no keys either
 
   // Room of the caller's, on the device of from.data: expanded_keys() rows of 1152 bytes, and, where
