@@ -256,13 +256,15 @@ struct GroupCandidates {
     return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
   }
 
-  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
+  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
+  // fetchers know a walk once its tiles come; of one without tiles they hear nothing.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
     barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
     if (threadIdx.x == 0) {
       shared.walk = walk;
       reset_looks(0);
     }
+    if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }

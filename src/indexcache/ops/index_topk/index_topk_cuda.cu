@@ -41,6 +41,7 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
+    barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it is there
     const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
     KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
   }

@@ -149,7 +149,6 @@ struct KeyFetcher {
 
   // The fetchers: the tiles of a walk.
   __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
-    if (walk.count == 0) return;
     if (walk.scattered()) {
       fetch_sample(walk, place);
     } else if (warp == 0) {

@@ -19,8 +19,9 @@ constexpr int kThreads = kScorers + kFetchers;
 // A launch has 5 x 96 registers for five threads: 4 x 112 + 32.
 constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
-// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams.
-constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2;
+// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the
+// teams, eight at most; of the fetchers.
+constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kFetchersBarrier = 10;
 
 constexpr int kKeysPerLook = 512, kLooks = 8;  // between two looks at lists; looks remembered
 constexpr int kBlockRows = 64;                 // of a matrix product
