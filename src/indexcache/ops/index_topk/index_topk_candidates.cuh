@@ -44,88 +44,88 @@ struct GroupCandidates {
     return slot;
   }
 
-  // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
-  // queries it is of.
-  struct Found {
-    bool present;  // in the walk
-    bool inside;   // and in the query's range
-    int place, own;
-    RankedKey key;
-  };
-  template <bool scattered>
-  __device__ __forceinline__ Found load_staged(const KeyWalk& walk, std::uint32_t from,
-                                               std::uint32_t end) const {
-    float score = 0;
-    std::uint32_t own_and_place = 0;
-    if (from < end) {
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                   : "=f"(score), "=r"(own_and_place)
-                   : "r"(from)
-                   : "memory");
+  // What this lane staged, up to `end`: visit(i, score, place in the walk, which of the lane's queries).
+  template <class Visit>
+  __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
+    constexpr int kBatch = 4;
+    const std::uint32_t from = end & ~kStagedRoom;
+#pragma unroll 1
+    for (int base = 0; __any_sync(kAllLanes, from + base * kStagedStride < end); base += kBatch) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const std::uint32_t at = from + (base + i) * kStagedStride;
+        float score = 0;
+        std::uint32_t own_and_place = 0;
+        if (at >= end) continue;
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=f"(score), "=r"(own_and_place)
+                     : "r"(at)
+                     : "memory");
+        visit(base + i, score, static_cast<int>(own_and_place & ~kSecondOwn),
+              kOwn == 2 && own_and_place >= kSecondOwn ? 1 : 0);
+      }
     }
-    Found found;
-    found.place = static_cast<int>(own_and_place & ~kSecondOwn);
-    found.own = kOwn == 2 && own_and_place >= kSecondOwn;
-    found.present = from < end && found.place < walk.count;
-    const int index = !scattered      ? walk.key_in_blocks(found.place)
-                      : found.present ? walk.scattered_key(found.place)
-                                      : 0;
-    const int query = GroupScores<L>::own_query(found.own);
-    found.inside =
-        found.present && index >= shared.state.start[query] && index < shared.state.end[query];
-    found.key = ranked_key(score, index);
-    if (found.inside && p.scores != nullptr) {
-      p.scores[std::int64_t{shared.item.first_query + query} * p.num_keys + index] = score;
-    }
-    return found;
   }
 
-  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
-  // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
+  // One of the lane's queries, as its staged scores need it.
+  struct OwnQuery {
+    RankedKey threshold;
+    int query, start, end;
+  };
+  __device__ __forceinline__ OwnQuery own_query(int own) const {
+    const int query = GroupScores<L>::own_query(own);
+    return {shared.state.threshold[query], query, shared.state.start[query],
+            shared.state.end[query]};
+  }
+  // Whether a key of the walk is in the query's range; keeps its score where all are wanted.
+  __device__ __forceinline__ bool takes_part(const OwnQuery& own, int index, float score) const {
+    const bool inside = index >= own.start && index < own.end;
+    if (inside && p.scores != nullptr) {
+      p.scores[std::int64_t{shared.item.first_query + own.query} * p.num_keys + index] = score;
+    }
+    return inside;
+  }
+
+  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
-    constexpr int kMost = L::kStaged - 1;
-    const std::uint32_t from = end & ~kStagedRoom;
-    const KeyWalk walk = shared.walk;
-    RankedKey threshold[kOwn];
+    const int first = shared.walk.first, gap = shared.walk.gap, count = shared.walk.count;
+    const KeyWalk walk = {first, count, gap};
+    OwnQuery own[kOwn];
     unsigned wanted[kOwn] = {};
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      threshold[own] = shared.state.threshold[GroupScores<L>::own_query(own)];
-    }
-    RankedKey keys[kMost];
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const Found found = load_staged<false>(walk, from + i * kStagedStride, end);
-      keys[i] = found.key;
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const bool takes = found.inside && found.own == own && found.key >= threshold[own];
-        wanted[own] |= static_cast<unsigned>(takes) << i;
+    for (int i = 0; i < kOwn; ++i) own[i] = own_query(i);
+    for_each_staged(end, [&](int i, float score, int place, int which) {
+      const int index = walk.key_in_blocks(place);
+      const OwnQuery& mine = own[kOwn == 2 ? which : 0];
+      if (place < count && takes_part(mine, index, score) &&
+          ranked_key(score, index) >= mine.threshold) {
+        wanted[kOwn == 2 ? which : 0] |= 1u << i;
       }
-    }
+    });
+    RankedKey* to[kOwn];
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int query = GroupScores<L>::own_query(own);
-      RankedKey* to = lists() + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (wanted[own] >> i & 1) *to++ = keys[i];
-      }
+    for (int i = 0; i < kOwn; ++i) {
+      to[i] =
+          lists() + own[i].query * kCandidateCapacity + take_slots(own[i].query, __popc(wanted[i]));
     }
-    end = from;
+    for_each_staged(end, [&](int i, float score, int place, int which) {
+      if (!((wanted[0] | wanted[kOwn - 1]) >> i & 1)) return;
+      *to[kOwn == 2 ? which : 0]++ = ranked_key(score, walk.key_in_blocks(place));
+    });
+    end &= ~kStagedRoom;
   }
 
   // A warp: what its lanes staged of a sample, where every key has its place in the list.
   __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
-    const std::uint32_t from = end & ~kStagedRoom;
     const KeyWalk walk = shared.walk;
-#pragma unroll
-    for (int i = 0; i < L::kStaged - 1; ++i) {
-      const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
-      RankedKey* list = lists() + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
-      if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
-    }
-    end = from;
+    for_each_staged(end, [&](int, float score, int place, int which) {
+      if (place >= walk.count) return;
+      const OwnQuery own = own_query(which);
+      const int index = walk.scattered_key(place);
+      lists()[own.query * kCandidateCapacity + place] =
+          takes_part(own, index, score) ? ranked_key(score, index) : kEveryKey;
+    });
+    end &= ~kStagedRoom;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
@@ -136,42 +136,18 @@ struct GroupCandidates {
     }
   }
 
-  // A warp at look n, before the keys from n * kKeysPerLook on: whether look n - 1 found a list above
-  // the limit. The first warp looks; by the next look all have heard, so that hardly any waits.
-  __device__ __forceinline__ bool look(int n) const {
-    if (threadIdx.x < 32) {
-      const int i = threadIdx.x;
-      const bool above = __any_sync(kAllLanes, i < kQueries && is_full(i));
-      if (i == 0) shared.looks[n % kLooks] = 2 * n + above;
-    }
-    int before;
-    do {
-      before = shared.looks[(n - 1) % kLooks];
-    } while (before >> 1 != n - 1);
-    return before & 1;
-  }
-  __device__ __forceinline__ bool is_full(int query) const {
-    const int count = *static_cast<volatile int*>(&shared.state.count[query]);
-    return count > L::kLimit && !shared.state.settled[query];
-  }
-  // One thread, when no warp scans: the next is look n + 1.
-  __device__ __forceinline__ void reset_looks(int n) const {
-    for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
-  }
-
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
+  // The scorers: cuts lists above the limit to the best k and a few more, which saves
   // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
   // which makes some room.
-  __device__ void cut_lists(int tile) const {
+  __device__ void cut_lists() const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
-    if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
-    if (is_full(query)) {
+    if (is_full(shared, query)) {
       RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
       const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
@@ -210,61 +186,86 @@ struct GroupCandidates {
     }
   }
 
-  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. The warpgroups go their own ways between looks.
+  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
+  // to be cut. Returns the next tile. The warpgroups go their own ways.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
-    const int row = GroupScores<L>::first_row();
-    const float* scales = shared.scales[0] + row;
+    const float* scales = shared.scales[0] + GroupScores<L>::first_row();
     const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
-    const auto append = [&] { sampling ? store_sample(end) : append_staged(end); };
-    int stop = min(tile + L::kTilesPerLook, tiles);
-    for (;;) {
-#pragma unroll 1
-      for (; tile < stop && !__any_sync(kAllLanes, is_nearly_full(end)); ++tile) {
-        float d[L::kColumns / 2];
-        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
-        wait_for_tile(place);
-        GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
-        float sums[2][kOwn][kSums] = {};
-        wgmma_wait<0>();
-        wgmma_pin(d);
-        scores.reduce(d, weights, sums);
-        float scale[2] = {1, 1};
-        if (L::Format::kHasScale) {
-          scale[0] = scales[place.stage * L::kTileKeys];
-          scale[1] = scales[place.stage * L::kTileKeys + 8];
-        }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
-        stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
-        place = place.next();
+    // Of this lane's first row in the walk: the present tile's, and the last one's.
+    const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
+    int position = tile * L::kTileKeys + first;
+    typename GroupScores<L>::Accumulators d;
+    const auto start = [&] {
+      wait_for_tile(place);
+      GroupScores<L>::multiply(keys + place.stage * (L::kKeyBytes / 16), queries, d);
+    };
+    const auto sum = [&](typename GroupScores<L>::Sums& sums) {
+      wgmma_wait<0>();
+      wgmma_pin(d);
+      scores.reduce(d, weights, sums);
+    };
+    // A tile whose sums are there. Returns whether lists are to be cut after the next.
+    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
+      float scale[2] = {1, 1};
+      if (L::Format::kHasScale) {
+        scale[0] = scales[stage * L::kTileKeys];
+        scale[1] = scales[stage * L::kTileKeys + 8];
       }
-      // At a look what is staged may wait.
-      const bool looks = tile == stop && tile < tiles;
-      const bool full = looks && look(tile / L::kTilesPerLook);
-      if (!looks || full) append();
-      if (full || tile == tiles) return tile;
-      if (looks) stop = min(tile + L::kTilesPerLook, tiles);
+      const std::uint32_t cut = shared.cut[stage];
+      __syncwarp();
+      if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage]);
+      stage_rows(sums, scale, floor, position, end);
+      position += L::kTileKeys;
+      return cut;
+    };
+    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
+    int append = position;  // where all warps append
+    for (bool stop = false; position <= last && !stop;) {
+      if (position >= append) append += append_period();
+      const int pause = min(append, last);
+      start();
+#pragma unroll 1
+      while (position < pause && !__any_sync(kAllLanes, is_nearly_full(end | cut))) {
+        const int stage = place.stage;
+        typename GroupScores<L>::Sums sums = {};
+        sum(sums);
+        place = place.next();
+        start();
+        cut = finish(sums, stage);
+      }
+      typename GroupScores<L>::Sums sums = {};
+      sum(sums);
+      stop = cut != 0;
+      cut = finish(sums, place.stage);
+      place = place.next();
+      sampling ? store_sample(end) : append_staged(end);
     }
+    return (position - first) / L::kTileKeys;
   }
+  // Whether a lane's places may not do for two more tiles.
+  static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
-    return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
+    return (end & kStagedRoom) > kPlaces * kStagedStride;
+  }
+  // After how many keys all warps append, though their lanes have places yet: a warpgroup waits for each
+  // of its warps, so they do it at the same time. By then a lane has half of its places full, where
+  // twice k keys reach a threshold.
+  __device__ __forceinline__ int append_period() const {
+    const float tiles = kPlaces / (4.0f * L::kMostStaged) * shared.walk.count / p.top_k;
+    return max(static_cast<int>(tiles), 1) * L::kTileKeys;
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
   // fetchers know a walk once its tiles come; of one without tiles they hear nothing.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
     barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
-    if (threadIdx.x == 0) {
-      shared.walk = walk;
-      reset_looks(0);
-    }
+    if (threadIdx.x == 0) shared.walk = walk;
     if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
@@ -275,7 +276,7 @@ struct GroupCandidates {
     const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists(tile);
+      cut_lists();
     }
   }
 
@@ -289,7 +290,7 @@ struct GroupCandidates {
   __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
     if (range(query) <= kShortRange) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
   // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
   // rank(query), or none where that is 0. Whether all were found.

@@ -32,7 +32,8 @@ struct KeyFetcher {
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
   static constexpr int kRows = L::kTileKeys / kFetchWarps;
   static constexpr int kCopies = kRows / kRowsPerCopy;
-  static constexpr int kInFlight = L::kStages / 2;  // tiles whose copies are under way
+  static constexpr int kInFlight =
+      L::kStages - 2;  // tiles whose copies are under way; scorers hold two
 
   const IndexTopkCudaParams& p;
   const KeyMaps& maps;
@@ -57,7 +58,11 @@ struct KeyFetcher {
       }
       std::uint64_t* full = &shared.full[place.stage];
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      if (lane == 0) mbarrier_expect(full, kTileBytes, kFetchWarps);
+      const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
+      if (lane == 0) {
+        shared.cut[place.stage] = cut ? ~0u : 0;
+        mbarrier_expect(full, kTileBytes, kFetchWarps);
+      }
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
         const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
@@ -138,6 +143,7 @@ struct KeyFetcher {
     Place landed = place;
     for (int first = 0; first < walk.count; first += L::kTileKeys) {
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      if (warp == 0 && lane == 0) shared.cut[place.stage] = 0;
       gather_rows(place.stage, walk, first);
       commit_copies();
       if (first >= kInFlight * L::kTileKeys) announce<kInFlight>(landed);
