@@ -52,6 +52,9 @@ struct IndexTopkCudaParams {
   void* workspace = nullptr;            // plan.workspace_bytes, aligned to 16 bytes, any content
   std::int64_t workspace_bytes = 0;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
+  // [M, 2] or null (for benches): to these are added how many keys a query's lists took, and how often
+  // one overflowed: was cut as it was full, or emptied as the sample had misled.
+  std::int32_t* list_counts = nullptr;
 };
 
 // How many candidates of a query a block may hold, and of how many keys all are candidates.

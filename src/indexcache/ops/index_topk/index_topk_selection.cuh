@@ -80,8 +80,9 @@ struct GroupSelection {
   __device__ __forceinline__ void finish() const {
     const QueryTeam<L> team;
     if (team.query < item.queries && !state.written[team.query]) {
-      write_row(team, candidates.lists() + team.query * kCandidateCapacity,
-                state.count[team.query]);
+      const int size = state.count[team.query];
+      if (team.rank == 0) candidates.record(team.query, size, 0);
+      write_row(team, candidates.lists() + team.query * kCandidateCapacity, size);
     }
   }
 
@@ -127,7 +128,10 @@ struct GroupSelection {
       state.settled[i] = state.settled[i] || state.count[i] >= min(p.top_k, candidates.range(i));
       again = !state.settled[i];
       state.threshold[i] = again ? kEveryKey : kNoKey;
-      if (again) state.count[i] = 0;
+      if (again) {
+        candidates.record(i, state.count[i], 1);
+        state.count[i] = 0;
+      }
     }
     return !any(again);
   }
@@ -150,7 +154,10 @@ struct GroupSelection {
     const Room free = room();
     const RankedKey threshold =
         select_threshold(team, list, size, most, free.words, free.count, scratch);
-    if (team.rank == 0) scratch.slot = 0;
+    if (team.rank == 0) {
+      candidates.record(query, size, 0);
+      scratch.slot = 0;
+    }
     team.sync();
     append_keys(team, list, size, threshold, kNoKey, to, scratch);
     for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
