@@ -44,25 +44,31 @@ struct GroupCandidates {
     return slot;
   }
 
-  // What this lane staged, up to `end`: visit(i, score, place in the walk, which of the lane's queries).
+  // A staged score; what is read past the last is not `present`.
+  struct Staged {
+    bool present;
+    float score;
+    int place, own;  // in the walk; which of the lane's queries
+  };
+  // visit(i, what this lane staged i-th) up to `end`, and some more. No branches: lanes have as much to do
+  // as the busiest.
   template <class Visit>
   __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
     constexpr int kBatch = 4;
-    const std::uint32_t from = end & ~kStagedRoom;
+    static_assert(L::kStaged % kBatch == 0);
+    std::uint32_t at = end & ~kStagedRoom;
 #pragma unroll 1
-    for (int base = 0; __any_sync(kAllLanes, from + base * kStagedStride < end); base += kBatch) {
+    for (int base = 0; __any_sync(kAllLanes, at < end); base += kBatch) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const std::uint32_t at = from + (base + i) * kStagedStride;
-        float score = 0;
-        std::uint32_t own_and_place = 0;
-        if (at >= end) continue;
+      for (int i = 0; i < kBatch; ++i, at += kStagedStride) {
+        float score;
+        std::uint32_t own_and_place;
         asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                      : "=f"(score), "=r"(own_and_place)
                      : "r"(at)
                      : "memory");
-        visit(base + i, score, static_cast<int>(own_and_place & ~kSecondOwn),
-              kOwn == 2 && own_and_place >= kSecondOwn ? 1 : 0);
+        visit(base + i, Staged{at < end, score, static_cast<int>(own_and_place & ~kSecondOwn),
+                               kOwn == 2 ? static_cast<int>(own_and_place >> 31) : 0});
       }
     }
   }
@@ -88,29 +94,33 @@ struct GroupCandidates {
 
   // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
-    const int first = shared.walk.first, gap = shared.walk.gap, count = shared.walk.count;
-    const KeyWalk walk = {first, count, gap};
+    const KeyWalk walk = {shared.walk.first, shared.walk.count, shared.walk.gap};
     OwnQuery own[kOwn];
     unsigned wanted[kOwn] = {};
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) own[i] = own_query(i);
-    for_each_staged(end, [&](int i, float score, int place, int which) {
-      const int index = walk.key_in_blocks(place);
-      const OwnQuery& mine = own[kOwn == 2 ? which : 0];
-      if (place < count && takes_part(mine, index, score) &&
-          ranked_key(score, index) >= mine.threshold) {
-        wanted[kOwn == 2 ? which : 0] |= 1u << i;
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const int index = walk.key_in_blocks(found.place);
+#pragma unroll
+      for (int e = 0; e < kOwn; ++e) {
+        const bool takes = found.present && found.own == e && found.place < walk.count &&
+                           takes_part(own[e], index, found.score) &&
+                           ranked_key(found.score, index) >= own[e].threshold;
+        wanted[e] |= static_cast<unsigned>(takes) << i;
       }
     });
     RankedKey* to[kOwn];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      to[i] =
-          lists() + own[i].query * kCandidateCapacity + take_slots(own[i].query, __popc(wanted[i]));
+    for (int e = 0; e < kOwn; ++e) {
+      to[e] =
+          lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, __popc(wanted[e]));
     }
-    for_each_staged(end, [&](int i, float score, int place, int which) {
-      if (!((wanted[0] | wanted[kOwn - 1]) >> i & 1)) return;
-      *to[kOwn == 2 ? which : 0]++ = ranked_key(score, walk.key_in_blocks(place));
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const RankedKey key = ranked_key(found.score, walk.key_in_blocks(found.place));
+#pragma unroll
+      for (int e = 0; e < kOwn; ++e) {
+        if (wanted[e] >> i & 1) *to[e]++ = key;
+      }
     });
     end &= ~kStagedRoom;
   }
@@ -118,12 +128,15 @@ struct GroupCandidates {
   // A warp: what its lanes staged of a sample, where every key has its place in the list.
   __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
     const KeyWalk walk = shared.walk;
-    for_each_staged(end, [&](int, float score, int place, int which) {
-      if (place >= walk.count) return;
-      const OwnQuery own = own_query(which);
-      const int index = walk.scattered_key(place);
-      lists()[own.query * kCandidateCapacity + place] =
-          takes_part(own, index, score) ? ranked_key(score, index) : kEveryKey;
+    OwnQuery own[kOwn];
+#pragma unroll
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int, const Staged& found) {
+      if (!found.present || found.place >= walk.count) return;
+      const OwnQuery& mine = own[found.own];
+      const int index = walk.scattered_key(found.place);
+      lists()[mine.query * kCandidateCapacity + found.place] =
+          takes_part(mine, index, found.score) ? ranked_key(found.score, index) : kEveryKey;
     });
     end &= ~kStagedRoom;
   }
@@ -234,7 +247,8 @@ struct GroupCandidates {
       return cut;
     };
     std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
-    int append = position;  // where all warps append
+    // Where this warpgroup appends; the others a quarter of the period later each, and score meanwhile.
+    int append = position + append_period() * (1 + warpgroup()) / kScoringGroups;
     for (bool stop = false; position <= last && !stop;) {
       if (position >= append) append += append_period();
       const int pause = min(append, last);
@@ -259,8 +273,9 @@ struct GroupCandidates {
   }
   // Whether a lane's places may not do for two more tiles.
   static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
+  static_assert(kPlaces > 0);
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
-    return (end & kStagedRoom) > kPlaces * kStagedStride;
+    return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;
   }
   // After how many keys all warps append, though their lanes have places yet: a warpgroup waits for each
   // of its warps, so they do it at the same time. By then a lane has half of its places full, where

@@ -144,7 +144,7 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
       return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, 8, kPaged>>(p, plan, stream)
                        : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 8, kPaged>>(p, plan, stream)
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 16, kPaged>>(p, plan, stream)
                                : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
   }
 }

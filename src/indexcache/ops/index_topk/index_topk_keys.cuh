@@ -21,9 +21,9 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
   return static_cast<const std::uint8_t*>(p.keys) + page_index(p, request, key) * p.page_stride;
 }
 
-// Boxes of 64 keys that follow each other come by tensor copies, which one lane of the first warp
-// asks for. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
-// a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
+// Boxes of 64 keys that follow each other come by tensor copies, which one lane of a warp asks for, a
+// tile each. The scattered keys of a sample come by copies of 16 bytes; each warp then has a quarter of
+// a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
@@ -48,39 +48,50 @@ struct KeyFetcher {
     return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
   }
 
-  // One warp: the tiles of a walk over all keys, as the ring has room for them.
+  // The tiles of a walk over all keys, as the ring has room for them: each warp fetches every fourth, as
+  // the instructions of one, between those of the scorers, take longer than a tile.
   __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
+    constexpr int kStep = kBlocks * kFetchWarps;  // blocks from a warp's tile to its next
+    static_assert(32 % kStep == 0);
+    const int own = warp * kBlocks;
     int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
-    for (int block = 0; block * kBlockRows < walk.count; block += kBlocks) {
-      if (L::kPaged && block > 0 && block % 32 == 0) {
+    place = place.after(warp);
+    for (int block = own; block * kBlockRows < walk.count; block += kStep) {
+      if (L::kPaged && block > own && block % 32 == own) {
         pages = next_pages;
-        next_pages = page_of_block(walk, block + 32 + lane);
+        next_pages = page_of_block(walk, block - own + 32 + lane);
       }
-      std::uint64_t* full = &shared.full[place.stage];
-      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
-      if (lane == 0) {
-        shared.cut[place.stage] = cut ? ~0u : 0;
-        mbarrier_expect(full, kTileBytes, kFetchWarps);
-      }
+      int page[kBlocks], key[kBlocks];
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
-        const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        const int key = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
-        if (lane > 0) continue;
-#pragma unroll
-        for (int half = 0; half < L::kHalves; ++half) {
-          const int to = (i * L::kHalves + half) * (kBlockRows * 128);
-          copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
-                   full);
-        }
-        if constexpr (L::Format::kHasScale) {
-          copy_box(shared_address(shared.scales[place.stage] + i * kBlockRows), maps.scales, key, 0,
-                   page, full);
-        }
+        page[i] = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
+        key[i] = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
       }
+      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
+      if (lane == 0) fetch_tile(place.stage, page, key, cut);
       __syncwarp();
-      place = place.next();
+      place = place.after(kFetchWarps);
+    }
+  }
+  // One lane.
+  __device__ __forceinline__ void fetch_tile(int stage, const int (&page)[kBlocks],
+                                             const int (&key)[kBlocks], bool cut) const {
+    std::uint64_t* full = &shared.full[stage];
+    shared.cut[stage] = cut ? ~0u : 0;
+    mbarrier_expect(full, kTileBytes, kFetchWarps);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < L::kHalves; ++half) {
+        const int to = (i * L::kHalves + half) * (kBlockRows * 128);
+        copy_box(shared_address(shared.keys[stage] + to), maps.rows, half * 128, key[i], page[i],
+                 full);
+      }
+      if constexpr (L::Format::kHasScale) {
+        copy_box(shared_address(shared.scales[stage] + i * kBlockRows), maps.scales, key[i], 0,
+                 page[i], full);
+      }
     }
   }
 
@@ -157,7 +168,7 @@ struct KeyFetcher {
   __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
-    } else if (warp == 0) {
+    } else {
       fetch_boxes(walk, place);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);

@@ -28,6 +28,8 @@ constexpr int kSampleShare = 64;  // one key of so many is sampled
 constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 
+__device__ __forceinline__ int warpgroup() { return threadIdx.x / kWarpgroup; }
+
 struct E4m3 {
   static constexpr int kRowBytes = 128;
   static constexpr bool kHasInfinity = false, kHasScale = true;
@@ -115,8 +117,8 @@ struct Layout {
   static_assert(kLimit >= 2 * kMostOrdered);
 
   // This thread's part of the queries and block of the keys.
-  static __device__ __forceinline__ int part() { return threadIdx.x / kWarpgroup % kParts; }
-  static __device__ __forceinline__ int block() { return threadIdx.x / kWarpgroup / kParts; }
+  static __device__ __forceinline__ int part() { return warpgroup() % kParts; }
+  static __device__ __forceinline__ int block() { return warpgroup() / kParts; }
 
   // Column 2 c + e of eight columns j belongs to this query of the part, and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
