@@ -48,11 +48,14 @@ struct KeyFetcher {
     return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
   }
 
-  // The tiles of a walk over all keys, as the ring has room for them: each warp fetches every fourth, as
-  // the instructions of one, between those of the scorers, take longer than a tile.
+  // The tiles of a walk over all keys, as the ring has room for them, by several warps in turn: the
+  // instructions of one, between those of the scorers, take longer than a tile. A warp waits for its tile's
+  // stage to be free knowing that of the tile before its last it was: hence no more warps than stages.
   __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
-    constexpr int kStep = kBlocks * kFetchWarps;  // blocks from a warp's tile to its next
-    static_assert(32 % kStep == 0);
+    constexpr int kWarps = L::kStages < kFetchWarps ? 2 : kFetchWarps;
+    constexpr int kStep = kBlocks * kWarps;  // blocks from a warp's tile to its next
+    static_assert(32 % kStep == 0 && kWarps <= L::kStages);
+    if (warp >= kWarps) return;
     const int own = warp * kBlocks;
     int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
     place = place.after(warp);
@@ -71,7 +74,7 @@ struct KeyFetcher {
       const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
       if (lane == 0) fetch_tile(place.stage, page, key, cut);
       __syncwarp();
-      place = place.after(kFetchWarps);
+      place = place.after(kWarps);
     }
   }
   // One lane.
