@@ -274,12 +274,15 @@ struct GroupCandidates {
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
     return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;
   }
-  // After how many keys all warps append, though their lanes have places yet: a warpgroup waits for each
-  // of its warps, so they do it at the same time. By then a lane has half of its places full, where
-  // twice k keys reach a threshold.
+  // After how many keys the warps of a warpgroup append though their lanes have places yet: each waits for
+  // the others' products, so they do it at the same time. A lane then has half of its places full where
+  // twice k keys reach a threshold. Not where most keys do: lanes fill alike.
   __device__ __forceinline__ int append_period() const {
-    const float tiles = kPlaces / (4.0f * L::kMostStaged) * shared.walk.count / p.top_k;
-    return max(static_cast<int>(tiles), 1) * L::kTileKeys;
+    constexpr int kNever = 1 << 20;
+    const int count = shared.walk.count;
+    const float tiles = kPlaces / (4.0f * L::kMostStaged) * count / p.top_k;
+    return (count <= 4 * p.top_k ? kNever : max(static_cast<int>(min(tiles, 1.0f * kNever)), 1)) *
+           L::kTileKeys;
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All

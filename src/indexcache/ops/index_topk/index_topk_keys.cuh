@@ -114,9 +114,10 @@ struct KeyFetcher {
   // The rows of a tile of a sample; past its end the last key stands in. A lane finds every 32nd row,
   // so that a warp waits once for the table of pages.
   __device__ __forceinline__ void gather_rows(int stage, const KeyWalk& walk, int first) const {
-    const std::uint8_t* rows[kRows / 32];
+    constexpr int kFound = (kRows + 31) / 32;  // by a lane; of 16 rows, half of the lanes' do
+    const std::uint8_t* rows[kFound];
 #pragma unroll
-    for (int i = 0; i < kRows / 32; ++i) {
+    for (int i = 0; i < kFound; ++i) {
       const int row = first_row() + 32 * i + lane,
                 key = walk.scattered_key(min(first + row, walk.count - 1));
       const void* scale = p.key_scale + key;
@@ -127,7 +128,9 @@ struct KeyFetcher {
       } else {
         rows[i] = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
       }
-      if (L::Format::kHasScale) copy_4(shared_address(&shared.scales[stage][row]), scale);
+      if (L::Format::kHasScale && (kRows >= 32 || lane < kRows)) {
+        copy_4(shared_address(&shared.scales[stage][row]), scale);
+      }
     }
     const std::uint32_t to = first_place(stage);
 #pragma unroll
