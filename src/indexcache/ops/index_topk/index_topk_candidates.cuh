@@ -222,48 +222,50 @@ struct GroupCandidates {
     // Of this lane's first row in the walk: the present tile's, and the last one's.
     const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
     int position = tile * L::kTileKeys + first;
-    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
     typename GroupScores<L>::Accumulators d;
     const auto start = [&] {
       wait_for_tile(place);
       GroupScores<L>::multiply(keys + place.stage * (L::kKeyBytes / 16), queries, d);
     };
-    // The sums of the tile that was started, which gives its stage back at once; and stages its scores.
-    typename GroupScores<L>::Sums sums;
-    float scale[2] = {1, 1};
-    const auto sum = [&] {
+    const auto sum = [&](typename GroupScores<L>::Sums& sums) {
       wgmma_wait<0>();
       wgmma_pin(d);
-      const int stage = place.stage;
+      scores.reduce(d, weights, sums);
+    };
+    // A tile whose sums are there. Returns whether lists are to be cut after the next.
+    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
+      float scale[2] = {1, 1};
       if (L::Format::kHasScale) {
         scale[0] = scales[stage * L::kTileKeys];
         scale[1] = scales[stage * L::kTileKeys + 8];
       }
-      cut = shared.cut[stage];
+      const std::uint32_t cut = shared.cut[stage];
       __syncwarp();
       if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage]);
-      place = place.next();
-      scores.reduce(d, weights, sums);
-    };
-    const auto stage_scores = [&] {
       stage_rows(sums, scale, floor, position, end);
       position += L::kTileKeys;
+      return cut;
     };
-    // Where this warpgroup appends; the others a quarter of the period later each, and score meanwhile.
-    int append = position + append_period() * (1 + warpgroup()) / kScoringGroups;
+    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
+    int append = position;  // where all warps append
     for (bool stop = false; position <= last && !stop;) {
       if (position >= append) append += append_period();
       const int pause = min(append, last);
       start();
 #pragma unroll 1
       while (position < pause && !__any_sync(kAllLanes, is_nearly_full(end | cut))) {
-        sum();
+        const int stage = place.stage;
+        typename GroupScores<L>::Sums sums = {};
+        sum(sums);
+        place = place.next();
         start();
-        stage_scores();
+        cut = finish(sums, stage);
       }
+      typename GroupScores<L>::Sums sums = {};
+      sum(sums);
       stop = cut != 0;
-      sum();
-      stage_scores();
+      cut = finish(sums, place.stage);
+      place = place.next();
       sampling ? store_sample(end) : append_staged(end);
     }
     return (position - first) / L::kTileKeys;

@@ -145,7 +145,8 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
                        : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
       return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 16, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
+             : few_heads       ? launch<Layout<E4m3, 2, 4, 128, 7, 16, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 4, 2, 128, 8, 16, kPaged>>(p, plan, stream);
   }
 }
 

@@ -102,7 +102,7 @@ struct Layout {
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
   // A thread's weights, and how many of them stand in its registers: there is no room for 32.
-  static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 24 ? kWeights : 24;
+  static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 20 ? kWeights : 20;
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kPartBytes = kHalves * kBankBytes, kQueryBytes = kParts * kPartBytes;
   static constexpr int kBlockBytes = kHalves * kBlockRows * 128;   // 64 keys

@@ -108,9 +108,6 @@ struct GroupScores {
   __device__ __forceinline__ void reduce(const Accumulators& d, const float4 (&held)[kHeld / 4],
                                          Sums& sums) const {
 #pragma unroll
-    for (int i = 0; i < 2 * kOwn * kSums; ++i)
-      sums[i / kSums / kOwn][i / kSums % kOwn][i % kSums] = 0;
-#pragma unroll
     for (int i = 0; i < kWeights / 4; ++i) {  // four columns of the thread, of two times eight
       const float4 four = i < kHeld / 4 ? held[i < kHeld / 4 ? i : 0] : own_weights()[i];
       const float weights[4] = {four.x, four.y, four.z, four.w};
