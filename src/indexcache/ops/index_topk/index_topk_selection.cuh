@@ -105,8 +105,10 @@ struct GroupSelection {
       first = min(first, state.start[i]);
       last = max(last, state.end[i]);
     }
-    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page.
-    if (L::kPaged) first = first / kPageKeys * kPageKeys;
+    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page. Else
+    // from a multiple of 4 on: a box of scales begins at a multiple of 16 bytes, or the copy is illegal.
+    constexpr int kBoundary = L::kPaged ? kPageKeys : 4;
+    first = first / kBoundary * kBoundary;
     return last > first ? KeyWalk{first, last - first} : KeyWalk{};
   }
 
