@@ -188,18 +188,20 @@ struct GroupCandidates {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
-  // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
-  // the first's in the walk, end that of what is staged.
-  static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
-                                                    const float (&scale)[2],
+  // A lane: stages those of its scores of a tile that reach the thresholds' scores. place is its first row's
+  // in the walk, end that of what is staged.
+  static __device__ __forceinline__ void stage_rows(const typename GroupScores<L>::Sums& sums,
+                                                    const float (&scale)[L::kRows],
                                                     const float (&floor)[kOwn], std::uint32_t place,
                                                     std::uint32_t& end) {
+    float scores[L::kRows][kOwn];
+    GroupScores<L>::join(sums, scores);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < L::kRows; ++r) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
-        if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
+        const float score = scores[r][own] * scale[r];
+        if (!GroupScores<L>::offers() || score < floor[own]) continue;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
                      "r"(place + own * kSecondOwn + r * 8)
                      : "memory");
@@ -234,10 +236,10 @@ struct GroupCandidates {
     };
     // A tile whose sums are there. Returns whether lists are to be cut after the next.
     const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
-      float scale[2] = {1, 1};
-      if (L::Format::kHasScale) {
-        scale[0] = scales[stage * L::kTileKeys];
-        scale[1] = scales[stage * L::kTileKeys + 8];
+      float scale[L::kRows];
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+        scale[r] = L::Format::kHasScale ? scales[stage * L::kTileKeys + 8 * r] : 1.0f;
       }
       const std::uint32_t cut = shared.cut[stage];
       __syncwarp();
@@ -287,12 +289,13 @@ struct GroupCandidates {
            L::kTileKeys;
   }
 
-  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
-  // fetchers know a walk once its tiles come; of one without tiles they hear nothing.
+  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
-    if (threadIdx.x == 0) shared.walk = walk;
-    if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);
+    barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
+    if (threadIdx.x == 0) {
+      shared.walk = walk;
+      shared.request = shared.item.group;
+    }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }

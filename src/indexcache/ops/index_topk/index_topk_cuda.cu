@@ -38,11 +38,11 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
                                             GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   for (;;) {
+    barrier_arrive(kReadBarrier, kThreads);
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
-    barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it is there
-    const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
+    const int request = p.tokens_per_request > 0 ? shared.request : 0;
     KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
   }
 }
@@ -58,6 +58,7 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
     GroupSelection<L>{p, plan, shared, place}.run(
         {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
   }
+  barrier_sync(kReadBarrier, kThreads);
   if (threadIdx.x == 0) shared.walk.count = -1;
   barrier_sync(kScanBarrier, kThreads);
 }
