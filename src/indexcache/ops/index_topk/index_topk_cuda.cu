@@ -38,7 +38,7 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
                                             GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   for (;;) {
-    barrier_arrive(kReadBarrier, kThreads);
+    barrier_sync(kReadBarrier, kThreads);
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
