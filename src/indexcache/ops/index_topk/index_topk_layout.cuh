@@ -22,6 +22,7 @@ constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 // Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams, eight at
 // most; of all, that the last walk is over and none reads which it was.
 constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10;
+constexpr int kWarpgroupBarrier = 11;  // of each of the four
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
