@@ -44,88 +44,101 @@ struct GroupCandidates {
     return slot;
   }
 
-  // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
-  // queries it is of.
-  struct Found {
-    bool present;  // in the walk
-    bool inside;   // and in the query's range
-    int place, own;
-    RankedKey key;
+  // A staged score; what is read past the last is not `present`.
+  struct Staged {
+    bool present;
+    float score;
+    int place, own;  // in the walk; which of the lane's queries
   };
-  template <bool scattered>
-  __device__ __forceinline__ Found load_staged(const KeyWalk& walk, std::uint32_t from,
-                                               std::uint32_t end) const {
-    float score = 0;
-    std::uint32_t own_and_place = 0;
-    if (from < end) {
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                   : "=f"(score), "=r"(own_and_place)
-                   : "r"(from)
-                   : "memory");
+  // visit(i, what this lane staged i-th) up to `end`, and some more. No branches: lanes have as much to do
+  // as the busiest.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
+    constexpr int kBatch = 4;
+    static_assert(L::kStaged % kBatch == 0);
+    std::uint32_t at = end & ~kStagedRoom;
+#pragma unroll 1
+    for (int base = 0; __any_sync(kAllLanes, at < end); base += kBatch) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, at += kStagedStride) {
+        float score;
+        std::uint32_t own_and_place;
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=f"(score), "=r"(own_and_place)
+                     : "r"(at)
+                     : "memory");
+        visit(base + i, Staged{at < end, score, static_cast<int>(own_and_place & ~kSecondOwn),
+                               kOwn == 2 ? static_cast<int>(own_and_place >> 31) : 0});
+      }
     }
-    Found found;
-    found.place = static_cast<int>(own_and_place & ~kSecondOwn);
-    found.own = kOwn == 2 && own_and_place >= kSecondOwn;
-    found.present = from < end && found.place < walk.count;
-    const int index = !scattered      ? walk.key_in_blocks(found.place)
-                      : found.present ? walk.scattered_key(found.place)
-                                      : 0;
-    const int query = GroupScores<L>::own_query(found.own);
-    found.inside =
-        found.present && index >= shared.state.start[query] && index < shared.state.end[query];
-    found.key = ranked_key(score, index);
-    if (found.inside && p.scores != nullptr) {
-      p.scores[std::int64_t{shared.item.first_query + query} * p.num_keys + index] = score;
-    }
-    return found;
   }
 
-  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
-  // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
+  // One of the lane's queries, as its staged scores need it.
+  struct OwnQuery {
+    RankedKey threshold;
+    int query, start, end;
+  };
+  __device__ __forceinline__ OwnQuery own_query(int own) const {
+    const int query = GroupScores<L>::own_query(own);
+    return {shared.state.threshold[query], query, shared.state.start[query],
+            shared.state.end[query]};
+  }
+  // Whether a key of the walk is in the query's range; keeps its score where all are wanted.
+  __device__ __forceinline__ bool takes_part(const OwnQuery& own, int index, float score) const {
+    const bool inside = index >= own.start && index < own.end;
+    if (inside && p.scores != nullptr) {
+      p.scores[std::int64_t{shared.item.first_query + own.query} * p.num_keys + index] = score;
+    }
+    return inside;
+  }
+
+  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
-    constexpr int kMost = L::kStaged - 1;
-    const std::uint32_t from = end & ~kStagedRoom;
-    const KeyWalk walk = shared.walk;
-    RankedKey threshold[kOwn];
+    const KeyWalk walk = {shared.walk.first, shared.walk.count, shared.walk.gap};
+    OwnQuery own[kOwn];
     unsigned wanted[kOwn] = {};
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      threshold[own] = shared.state.threshold[GroupScores<L>::own_query(own)];
-    }
-    RankedKey keys[kMost];
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const int index = walk.key_in_blocks(found.place);
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const Found found = load_staged<false>(walk, from + i * kStagedStride, end);
-      keys[i] = found.key;
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const bool takes = found.inside && found.own == own && found.key >= threshold[own];
-        wanted[own] |= static_cast<unsigned>(takes) << i;
+      for (int e = 0; e < kOwn; ++e) {
+        const bool takes = found.present && found.own == e && found.place < walk.count &&
+                           takes_part(own[e], index, found.score) &&
+                           ranked_key(found.score, index) >= own[e].threshold;
+        wanted[e] |= static_cast<unsigned>(takes) << i;
       }
+    });
+    RankedKey* to[kOwn];
+#pragma unroll
+    for (int e = 0; e < kOwn; ++e) {
+      to[e] =
+          lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, __popc(wanted[e]));
     }
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const RankedKey key = ranked_key(found.score, walk.key_in_blocks(found.place));
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int query = GroupScores<L>::own_query(own);
-      RankedKey* to = lists() + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (wanted[own] >> i & 1) *to++ = keys[i];
+      for (int e = 0; e < kOwn; ++e) {
+        if (wanted[e] >> i & 1) *to[e]++ = key;
       }
-    }
-    end = from;
+    });
+    end &= ~kStagedRoom;
   }
 
   // A warp: what its lanes staged of a sample, where every key has its place in the list.
   __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
-    const std::uint32_t from = end & ~kStagedRoom;
     const KeyWalk walk = shared.walk;
+    OwnQuery own[kOwn];
 #pragma unroll
-    for (int i = 0; i < L::kStaged - 1; ++i) {
-      const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
-      RankedKey* list = lists() + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
-      if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
-    }
-    end = from;
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int, const Staged& found) {
+      if (!found.present || found.place >= walk.count) return;
+      const OwnQuery& mine = own[found.own];
+      const int index = walk.scattered_key(found.place);
+      lists()[mine.query * kCandidateCapacity + found.place] =
+          takes_part(mine, index, found.score) ? ranked_key(found.score, index) : kEveryKey;
+    });
+    end &= ~kStagedRoom;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
@@ -134,29 +147,6 @@ struct GroupCandidates {
       floor[i] = threshold_score(shared.state.threshold[GroupScores<L>::own_query(i)]);
       if (p.scores != nullptr) floor[i] = __uint_as_float(0x7FFFFFFFu);  // all are to be seen
     }
-  }
-
-  // A warp at look n, before the keys from n * kKeysPerLook on: whether look n - 1 found a list above
-  // the limit. The first warp looks; by the next look all have heard, so that hardly any waits.
-  __device__ __forceinline__ bool look(int n) const {
-    if (threadIdx.x < 32) {
-      const int i = threadIdx.x;
-      const bool above = __any_sync(kAllLanes, i < kQueries && is_full(i));
-      if (i == 0) shared.looks[n % kLooks] = 2 * n + above;
-    }
-    int before;
-    do {
-      before = shared.looks[(n - 1) % kLooks];
-    } while (before >> 1 != n - 1);
-    return before & 1;
-  }
-  __device__ __forceinline__ bool is_full(int query) const {
-    const int count = *static_cast<volatile int*>(&shared.state.count[query]);
-    return count > L::kLimit && !shared.state.settled[query];
-  }
-  // One thread, when no warp scans: the next is look n + 1.
-  __device__ __forceinline__ void reset_looks(int n) const {
-    for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
   // One thread: of a query's list, that keys came into it and that it overflowed.
@@ -170,16 +160,15 @@ struct GroupCandidates {
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
+  // The scorers: cuts lists above the limit to the best k and a few more, which saves
   // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
   // which makes some room.
-  __device__ void cut_lists(int tile) const {
+  __device__ void cut_lists() const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
-    if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
-    if (is_full(query)) {
+    if (is_full(shared, query)) {
       RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
       const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
@@ -199,18 +188,20 @@ struct GroupCandidates {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
-  // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
-  // the first's in the walk, end that of what is staged.
-  static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
-                                                    const float (&scale)[2],
+  // A lane: stages those of its scores of a tile that reach the thresholds' scores. place is its first row's
+  // in the walk, end that of what is staged.
+  static __device__ __forceinline__ void stage_rows(const typename GroupScores<L>::Sums& sums,
+                                                    const float (&scale)[L::kRows],
                                                     const float (&floor)[kOwn], std::uint32_t place,
                                                     std::uint32_t& end) {
+    float scores[L::kRows][kOwn];
+    GroupScores<L>::join(sums, scores);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < L::kRows; ++r) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
-        if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
+        const float score = scores[r][own] * scale[r];
+        if (!GroupScores<L>::offers() || score < floor[own]) continue;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
                      "r"(place + own * kSecondOwn + r * 8)
                      : "memory");
@@ -219,59 +210,95 @@ struct GroupCandidates {
     }
   }
 
-  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. The warpgroups go their own ways between looks.
+  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
+  // to be cut. Returns the next tile. The warpgroups go their own ways.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
-    const int row = GroupScores<L>::first_row();
-    const float* scales = shared.scales[0] + row;
+    const float* scales = shared.scales[0] + GroupScores<L>::first_row();
     const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
-    const auto append = [&] { sampling ? store_sample(end) : append_staged(end); };
-    int stop = min(tile + L::kTilesPerLook, tiles);
-    for (;;) {
-#pragma unroll 1
-      for (; tile < stop && !__any_sync(kAllLanes, is_nearly_full(end)); ++tile) {
-        float d[L::kColumns / 2];
-        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
-        wait_for_tile(place);
-        GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
-        float sums[2][kOwn][kSums] = {};
-        wgmma_wait<0>();
-        wgmma_pin(d);
-        scores.reduce(d, weights, sums);
-        float scale[2] = {1, 1};
-        if (L::Format::kHasScale) {
-          scale[0] = scales[place.stage * L::kTileKeys];
-          scale[1] = scales[place.stage * L::kTileKeys + 8];
-        }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
-        stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
-        place = place.next();
+    // Of this lane's first row in the walk: the present tile's, and the last one's.
+    const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
+    int position = tile * L::kTileKeys + first;
+    typename GroupScores<L>::Accumulators d;
+    const auto start = [&] {
+      wait_for_tile(place);
+      GroupScores<L>::multiply(keys + place.stage * (L::kKeyBytes / 16), queries, d);
+    };
+    const auto sum = [&](typename GroupScores<L>::Sums& sums) {
+      wgmma_wait<0>();
+      wgmma_pin(d);
+      scores.reduce(d, weights, sums);
+    };
+    // A tile whose sums are there. Returns whether lists are to be cut after the next.
+    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
+      float scale[L::kRows];
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+        scale[r] = L::Format::kHasScale ? scales[stage * L::kTileKeys + 8 * r] : 1.0f;
       }
-      // At a look what is staged may wait.
-      const bool looks = tile == stop && tile < tiles;
-      const bool full = looks && look(tile / L::kTilesPerLook);
-      if (!looks || full) append();
-      if (full || tile == tiles) return tile;
-      if (looks) stop = min(tile + L::kTilesPerLook, tiles);
+      const std::uint32_t cut = shared.cut[stage];
+      __syncwarp();
+      if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage]);
+      stage_rows(sums, scale, floor, position, end);
+      position += L::kTileKeys;
+      return cut;
+    };
+    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
+    int append = position;  // where all warps append
+    for (bool stop = false; position <= last && !stop;) {
+      if (position >= append) append += append_period();
+      const int pause = min(append, last);
+      start();
+#pragma unroll 1
+      while (position < pause && !any_of_warpgroup(is_nearly_full(end | cut))) {
+        const int stage = place.stage;
+        typename GroupScores<L>::Sums sums = {};
+        sum(sums);
+        place = place.next();
+        start();
+        cut = finish(sums, stage);
+      }
+      typename GroupScores<L>::Sums sums = {};
+      sum(sums);
+      stop = cut != 0;
+      cut = finish(sums, place.stage);
+      place = place.next();
+      sampling ? store_sample(end) : append_staged(end);
     }
+    return (position - first) / L::kTileKeys;
   }
+  // All warps of a warpgroup are to start the same products at the same place of the code.
+  static __device__ __forceinline__ bool any_of_warpgroup(bool value) {
+    return __any_sync(kAllLanes, barrier_any(kWarpgroupBarrier + warpgroup(), kWarpgroup, value));
+  }
+  // Whether a lane's places may not do for two more tiles.
+  static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
+  static_assert(kPlaces > 0);
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
-    return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
+    return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;
+  }
+  // After how many keys the warps of a warpgroup append though their lanes have places yet: each waits for
+  // the others' products, so they do it at the same time. A lane then has half of its places full where
+  // twice k keys reach a threshold. Not where most keys do: lanes fill alike.
+  __device__ __forceinline__ int append_period() const {
+    constexpr int kNever = 1 << 20;
+    const int count = shared.walk.count;
+    const float tiles = kPlaces / (4.0f * L::kMostStaged) * count / p.top_k;
+    return (count <= 4 * p.top_k ? kNever : max(static_cast<int>(min(tiles, 1.0f * kNever)), 1)) *
+           L::kTileKeys;
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
+    barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
     if (threadIdx.x == 0) {
       shared.walk = walk;
-      reset_looks(0);
+      shared.request = shared.item.group;
     }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
@@ -282,7 +309,7 @@ struct GroupCandidates {
     const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists(tile);
+      cut_lists();
     }
   }
 
@@ -296,7 +323,7 @@ struct GroupCandidates {
   __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
     if (range(query) <= kShortRange) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
   // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
   // rank(query), or none where that is 0. Whether all were found.

@@ -38,10 +38,11 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
                                             GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   for (;;) {
+    barrier_sync(kReadBarrier, kThreads);
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
-    const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
+    const int request = p.tokens_per_request > 0 ? shared.request : 0;
     KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
   }
 }
@@ -57,6 +58,7 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
     GroupSelection<L>{p, plan, shared, place}.run(
         {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
   }
+  barrier_sync(kReadBarrier, kThreads);
   if (threadIdx.x == 0) shared.walk.count = -1;
   barrier_sync(kScanBarrier, kThreads);
 }
@@ -143,8 +145,9 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
       return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, 8, kPaged>>(p, plan, stream)
                        : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 8, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 16, kPaged>>(p, plan, stream)
+             : few_heads       ? launch<Layout<E4m3, 2, 4, 128, 7, 16, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 4, 2, 128, 8, 16, kPaged>>(p, plan, stream);
   }
 }
 

@@ -21,9 +21,9 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
   return static_cast<const std::uint8_t*>(p.keys) + page_index(p, request, key) * p.page_stride;
 }
 
-// Boxes of 64 keys that follow each other come by tensor copies, which one lane of the first warp
-// asks for. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
-// a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
+// Boxes of 64 keys that follow each other come by tensor copies, which one lane of a warp asks for, a
+// tile each. The scattered keys of a sample come by copies of 16 bytes; each warp then has a quarter of
+// a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
@@ -32,7 +32,8 @@ struct KeyFetcher {
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
   static constexpr int kRows = L::kTileKeys / kFetchWarps;
   static constexpr int kCopies = kRows / kRowsPerCopy;
-  static constexpr int kInFlight = L::kStages / 2;  // tiles whose copies are under way
+  static constexpr int kInFlight =
+      L::kStages - 2;  // tiles whose copies are under way; scorers hold two
 
   const IndexTopkCudaParams& p;
   const KeyMaps& maps;
@@ -47,35 +48,53 @@ struct KeyFetcher {
     return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
   }
 
-  // One warp: the tiles of a walk over all keys, as the ring has room for them.
+  // The tiles of a walk over all keys, as the ring has room for them, by several warps in turn: the
+  // instructions of one, between those of the scorers, take longer than a tile. A warp waits for its tile's
+  // stage to be free knowing that of the tile before its last it was: hence no more warps than stages.
   __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
+    constexpr int kWarps = L::kStages < kFetchWarps ? 2 : kFetchWarps;
+    constexpr int kStep = kBlocks * kWarps;  // blocks from a warp's tile to its next
+    static_assert(32 % kStep == 0 && kWarps <= L::kStages);
+    if (warp >= kWarps) return;
+    const int own = warp * kBlocks;
     int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
-    for (int block = 0; block * kBlockRows < walk.count; block += kBlocks) {
-      if (L::kPaged && block > 0 && block % 32 == 0) {
+    place = place.after(warp);
+    for (int block = own; block * kBlockRows < walk.count; block += kStep) {
+      if (L::kPaged && block > own && block % 32 == own) {
         pages = next_pages;
-        next_pages = page_of_block(walk, block + 32 + lane);
+        next_pages = page_of_block(walk, block - own + 32 + lane);
       }
-      std::uint64_t* full = &shared.full[place.stage];
-      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      if (lane == 0) mbarrier_expect(full, kTileBytes, kFetchWarps);
+      int page[kBlocks], key[kBlocks];
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
-        const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        const int key = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
-        if (lane > 0) continue;
-#pragma unroll
-        for (int half = 0; half < L::kHalves; ++half) {
-          const int to = (i * L::kHalves + half) * (kBlockRows * 128);
-          copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
-                   full);
-        }
-        if constexpr (L::Format::kHasScale) {
-          copy_box(shared_address(shared.scales[place.stage] + i * kBlockRows), maps.scales, key, 0,
-                   page, full);
-        }
+        page[i] = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
+        key[i] = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
       }
+      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
+      if (lane == 0) fetch_tile(place.stage, page, key, cut);
       __syncwarp();
-      place = place.next();
+      place = place.after(kWarps);
+    }
+  }
+  // One lane.
+  __device__ __forceinline__ void fetch_tile(int stage, const int (&page)[kBlocks],
+                                             const int (&key)[kBlocks], bool cut) const {
+    std::uint64_t* full = &shared.full[stage];
+    shared.cut[stage] = cut ? ~0u : 0;
+    mbarrier_expect(full, kTileBytes, kFetchWarps);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < L::kHalves; ++half) {
+        const int to = (i * L::kHalves + half) * (kBlockRows * 128);
+        copy_box(shared_address(shared.keys[stage] + to), maps.rows, half * 128, key[i], page[i],
+                 full);
+      }
+      if constexpr (L::Format::kHasScale) {
+        copy_box(shared_address(shared.scales[stage] + i * kBlockRows), maps.scales, key[i], 0,
+                 page[i], full);
+      }
     }
   }
 
@@ -95,9 +114,10 @@ struct KeyFetcher {
   // The rows of a tile of a sample; past its end the last key stands in. A lane finds every 32nd row,
   // so that a warp waits once for the table of pages.
   __device__ __forceinline__ void gather_rows(int stage, const KeyWalk& walk, int first) const {
-    const std::uint8_t* rows[kRows / 32];
+    constexpr int kFound = (kRows + 31) / 32;  // by a lane; of 16 rows, half of the lanes' do
+    const std::uint8_t* rows[kFound];
 #pragma unroll
-    for (int i = 0; i < kRows / 32; ++i) {
+    for (int i = 0; i < kFound; ++i) {
       const int row = first_row() + 32 * i + lane,
                 key = walk.scattered_key(min(first + row, walk.count - 1));
       const void* scale = p.key_scale + key;
@@ -108,7 +128,9 @@ struct KeyFetcher {
       } else {
         rows[i] = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
       }
-      if (L::Format::kHasScale) copy_4(shared_address(&shared.scales[stage][row]), scale);
+      if (L::Format::kHasScale && (kRows >= 32 || lane < kRows)) {
+        copy_4(shared_address(&shared.scales[stage][row]), scale);
+      }
     }
     const std::uint32_t to = first_place(stage);
 #pragma unroll
@@ -138,6 +160,7 @@ struct KeyFetcher {
     Place landed = place;
     for (int first = 0; first < walk.count; first += L::kTileKeys) {
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      if (warp == 0 && lane == 0) shared.cut[place.stage] = 0;
       gather_rows(place.stage, walk, first);
       commit_copies();
       if (first >= kInFlight * L::kTileKeys) announce<kInFlight>(landed);
@@ -149,10 +172,9 @@ struct KeyFetcher {
 
   // The fetchers: the tiles of a walk.
   __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
-    if (walk.count == 0) return;
     if (walk.scattered()) {
       fetch_sample(walk, place);
-    } else if (warp == 0) {
+    } else {
       fetch_boxes(walk, place);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);
