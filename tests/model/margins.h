@@ -73,7 +73,7 @@ inline Margins measure_margins(const Model& model, const Pattern& pattern,
   const auto shape = block_shape(model.config(), model.options().latent_norm_eps);
   const auto rope = make_rope_table(rope_frequencies(model.config()), 0, tokens.size(0));
   Margins margins;
-  std::vector<at::Tensor> index_sets(static_cast<std::size_t>(model.num_layers()));
+  std::vector<IndexSet> index_sets(static_cast<std::size_t>(model.num_layers()));
   auto hidden = model.embed(tokens);
   for (int layer = 0; layer < model.num_layers(); ++layer) {
     const auto& weights = model.weights().blocks[layer];
@@ -88,13 +88,13 @@ inline Margins measure_margins(const Model& model, const Pattern& pattern,
     }
     auto cache =
         model.make_layer_cache(full ? LayerRole::kFull : LayerRole::kShared, tokens.size(0));
-    const auto source_set = full ? at::Tensor() : index_sets[pattern.source(layer)];
+    const auto source_set = full ? IndexSet() : index_sets[pattern.source(layer)];
     const auto after =
         model.run_layer(layer, hidden, 0, cache, source_set, full ? &index_sets[layer] : nullptr);
     if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
       const auto attended =
           sparse_mla(mla_absorb_query(projected, weights.mla, shape.mla),
-                     mla_cache_entry(projected), full ? index_sets[layer] : source_set,
+                     mla_cache_entry(projected), (full ? index_sets[layer] : source_set).indices(),
                      shape.mla.kv_lora_rank, shape.mla.softmax_scale)
               .out;
       const auto residual = hidden + at::linear(mla_expand_output(attended, weights.mla, shape.mla),

@@ -78,7 +78,7 @@ at::Tensor causal_set(std::int64_t num_tokens) {
 // own indexer and the set goes to `own_sets`.
 at::Tensor walk(const Model& model, const at::Tensor& tokens,
                 const std::function<at::Tensor(int layer)>& set_of,
-                std::vector<at::Tensor>& own_sets) {
+                std::vector<IndexSet>& own_sets) {
   own_sets.assign(model.num_layers(), {});
   auto hidden = model.embed(tokens);
   for (int layer = 0; layer < model.num_layers(); ++layer) {
@@ -100,7 +100,7 @@ TEST(Reuse, TopKBeyondTheContextIsDenseAttention) {
     const auto sparse = run_model(model, Pattern::full(model.num_layers()), tokens, kWhole);
 
     // The same bits as attention over every earlier token, whatever the indexer says ...
-    std::vector<at::Tensor> own_sets;
+    std::vector<IndexSet> own_sets;
     const auto all = causal_set(tokens.size(0));
     EXPECT_TRUE(sparse.hidden.equal(walk(
         model, tokens, [&](int) { return all; }, own_sets)));
@@ -160,7 +160,7 @@ TEST(Reuse, IndexerRopeStylesSelectDifferently) {
 TEST(Reuse, AllFullIsPlainSparseAttentionBitForBit) {
   const auto expected = read_golden("glm_full").at(0);
   const auto model = load(expected.folder());
-  std::vector<at::Tensor> own_sets;
+  std::vector<IndexSet> own_sets;
   const auto plain = walk(
       model, expected.tokens, [](int) { return at::Tensor(); }, own_sets);
   for (const auto& text : {"full", "FFFF", "-1,-1,-1,-1", "uniform:1/1", "freq:1"}) {
@@ -168,7 +168,8 @@ TEST(Reuse, AllFullIsPlainSparseAttentionBitForBit) {
     const auto outcome = run_model(model, pattern, expected.tokens, kWhole);
     EXPECT_TRUE(plain.equal(outcome.hidden)) << text;
     for (int layer = 0; layer < model.num_layers(); ++layer) {
-      EXPECT_TRUE(own_sets[layer].equal(outcome.index_sets.at(layer))) << text << ", " << layer;
+      EXPECT_TRUE(own_sets[layer].indices().equal(outcome.index_sets.at(layer)))
+          << text << ", " << layer;
     }
   }
 }
@@ -180,9 +181,10 @@ TEST(Reuse, SharedLayerIsTheLayerFedTheCopiedSet) {
     SCOPED_TRACE(text);
     const auto pattern = Pattern::parse(text, model.num_layers());
     const auto shared = run_model(model, pattern, expected.tokens, kWhole);
-    std::vector<at::Tensor> own_sets;
+    std::vector<IndexSet> own_sets;
     const auto copy_of_source = [&](int layer) {
-      return pattern.is_full(layer) ? at::Tensor() : own_sets[pattern.source(layer)].clone();
+      return pattern.is_full(layer) ? at::Tensor()
+                                    : own_sets[pattern.source(layer)].indices().clone();
     };
     EXPECT_TRUE(shared.hidden.equal(walk(model, expected.tokens, copy_of_source, own_sets)));
   }

@@ -26,6 +26,8 @@ namespace {
 using testing::thrown;
 
 constexpr std::int64_t kTopK = 9;
+// Weights are scaled by (heads * 128)^-1/2, here 2^-5: scores stay exact, and equal ones tie.
+constexpr std::int64_t kHeads = 8;
 
 at::Tensor no_turn(std::int64_t positions) {
   auto table = at::zeros({positions, 64});
@@ -64,8 +66,8 @@ struct Request {
 };
 
 Request make_request(std::int64_t tokens, std::int64_t num_keys) {
-  Request r{lattice({tokens, 4, 128}), lattice({num_keys, 128}),
-            at::randint(-2, 3, {tokens, 4}, at::kFloat), at::zeros({tokens}, at::kInt),
+  Request r{lattice({tokens, kHeads, 128}), lattice({num_keys, 128}),
+            at::randint(-2, 3, {tokens, kHeads}, at::kFloat), at::zeros({tokens}, at::kInt),
             at::full({tokens}, num_keys, at::kInt)};
   for (std::int64_t t = 0; t < tokens; ++t) r.start[t] = std::min(3 * t, num_keys);
   return r;
@@ -103,8 +105,8 @@ TEST(IndexTopkFp8, PagesOfRequestsOfTheirOwnLengthsGiveTheReferencesSets) {
         at::randperm(40).to(at::kInt).narrow(0, 0, 4 * num_requests).view({-1, 4});
     std::vector<at::Tensor> q, weights, start, end, expected;
     IndexQueries all;
-    at::Tensor bytes = at::empty({num_requests * tokens, 4, 128}, at::kFloat8_e4m3fn);
-    at::Tensor scaled = at::empty({num_requests * tokens, 4}),
+    at::Tensor bytes = at::empty({num_requests * tokens, kHeads, 128}, at::kFloat8_e4m3fn);
+    at::Tensor scaled = at::empty({num_requests * tokens, kHeads}),
                first = at::empty({num_requests * tokens}, at::kInt);
     at::Tensor last = first.clone(), sets = at::empty({num_requests * tokens, kTopK}, at::kInt);
     for (std::int64_t i = 0; i < num_requests; ++i) {

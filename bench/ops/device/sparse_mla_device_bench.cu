@@ -15,18 +15,16 @@
 #include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
+#include "ops/device/expand_latents.cuh"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
-// defines them is linked in; indices are slots, latents bf16 (prefill) or e4m3 in pages of 64 (decode).
+// defines them is linked in; indices are slots. Prefill: latents in bf16; e4m3 ones are converted to
+// that first, in the time. Decode: e4m3 in pages of 64.
 extern "C" {
-__attribute__((weak)) void sparse_mla_prefill_peer(const void* q, const void* kv,
-                                                   const int* indices, int queries, int keys,
-                                                   int heads, int top_k, float scale, void* out,
-                                                   float* lse, cudaStream_t stream);
-__attribute__((weak)) void sparse_mla_decode_peer(const void* q, const void* kv, const int* slots,
-                                                  int batch, int keys, int heads, int top_k,
-                                                  float scale, void* out, float* lse,
-                                                  cudaStream_t stream);
+using SparseMlaPeer = void(const void* q, const void* kv, const int* indices, int queries, int keys,
+                           int heads, int top_k, float scale, void* out, float* lse,
+                           cudaStream_t stream);
+__attribute__((weak)) SparseMlaPeer sparse_mla_prefill_peer, sparse_mla_decode_peer;
 }
 
 namespace indexcache::bench {
@@ -141,6 +139,7 @@ std::vector<Sets> real_sets(const std::string& path) {
 struct Buffers {
   void *q = random_values(kQueries * 128 * 1152), *out = random_values(kQueries * 128 * 1024);
   float* lse = device_memory<float>(kQueries * 128);
+  char* expanded = device_memory<char>(kKeys * latent_row_bytes(LatentFormat::kBFloat16));
 };
 
 SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const Buffers& b,
@@ -183,11 +182,13 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
 
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
   if (!sparse_mla_prefill_peer) return;
+  const bool e4m3 = kv.format == LatentFormat::kE4M3;
   const double selected = static_cast<double>(kQueries * s.top_k);
-  suite.add({"peer prefill bf16 64 heads " + s.name, 2.0 * selected * 64 * 1088, 1152.0 * selected,
-             [=](cudaStream_t stream) {
-               sparse_mla_prefill_peer(b.q, kv.data, s.indices, kQueries, kKeys, 64,
-                                       static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
+  suite.add({std::string("peer prefill ") + (e4m3 ? "e4m3" : "bf16") + " 64 heads " + s.name,
+             2.0 * selected * 64 * 1088, 1152.0 * selected, [=](cudaStream_t stream) {
+               if (e4m3) expand_latents(kv.data, kKeys, b.expanded, stream);
+               sparse_mla_prefill_peer(b.q, e4m3 ? b.expanded : kv.data, s.indices, kQueries, kKeys,
+                                       64, static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
              }});
 }
 
@@ -210,6 +211,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
+      add_prefill_peer(suite, s, e4m3, b);
     }
     add_prefill_peer(suite, s, bf16, b);
     add_union_build(suite, s);
@@ -228,6 +230,7 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
     }
     add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
     add_prefill_peer(suite, s, bf16, b);
+    add_prefill_peer(suite, s, e4m3, b);
   }
 }
 
@@ -279,18 +282,20 @@ struct Decode {
 };
 
 void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads,
-                std::int64_t batch, const Buffers& b) {
+                std::int64_t batch, EntrySplit split, const Buffers& b) {
   SparseMlaWgmmaParams p = {.num_queries = batch,
                             .num_heads = heads,
                             .softmax_scale = 0.04f,
-                            .split = EntrySplit::kCluster,
+                            .split = split,
                             .kv = pages,
                             .num_groups = batch,
                             .entry_stride = kTopK,
                             .q = b.q,
                             .out = b.out,
                             .lse = b.lse};
-  const std::string name = title("decode", p) + " batch " + std::to_string(batch);
+  const bool whole = split == EntrySplit::kWhole;
+  const std::string name =
+      title("decode", p) + " batch " + std::to_string(batch) + (whole ? ", whole" : "");
   if (!suite.takes(name)) return;
   const Decode d(batch, pages);
   p.request = to_device(d.requests);
@@ -311,7 +316,8 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
                }
              },
              calls});
-  if (!sparse_mla_decode_peer || heads != 64 || pages.format != LatentFormat::kE4M3) return;
+  if (!sparse_mla_decode_peer || whole || heads != 64 || pages.format != LatentFormat::kE4M3)
+    return;
   const std::int32_t* slots = to_device(d.slots());
   suite.add({"peer " + name, flops, bytes,
              [=](cudaStream_t stream) {
@@ -329,6 +335,7 @@ void add_decode(DeviceSuite& suite, const LatentStore& pages, std::int64_t heads
 
 int main(int argc, char** argv) {
   using namespace indexcache::bench;
+  using indexcache::EntrySplit;
   using indexcache::LatentFormat;
   DeviceSuite suite("sparse_mla", argc, argv);
   std::string sets_path;
@@ -340,7 +347,9 @@ int main(int argc, char** argv) {
   for (const LatentFormat format : {LatentFormat::kE4M3, LatentFormat::kBFloat16}) {
     const indexcache::LatentStore pages = store_of(format, 1 << 20);
     for (const int heads : {20, 64}) {
-      for (const int batch : {1, 16, 128}) add_decode(suite, pages, heads, batch, b);
+      for (const int batch : {1, 16, 128})
+        add_decode(suite, pages, heads, batch, EntrySplit::kCluster, b);
+      add_decode(suite, pages, heads, 128, EntrySplit::kWhole, b);
     }
   }
   suite.run();

@@ -39,11 +39,11 @@ LayerOutput ModelLayerRunner::run_layer(int layer, const at::Tensor& hidden,
   std::vector<at::Tensor> outputs, own_sets;
   for (std::int64_t begin = 0; begin < num_tokens; begin += chunk_) {
     const auto count = std::min(chunk_, num_tokens - begin);
-    at::Tensor own_set;
-    outputs.push_back(model_.run_layer(layer, hidden.narrow(0, begin, count), begin, cache,
-                                       full ? at::Tensor() : source_set.narrow(0, begin, count),
-                                       &own_set));
-    if (full) own_sets.push_back(own_set);
+    IndexSet own_set;
+    outputs.push_back(model_.run_layer(
+        layer, hidden.narrow(0, begin, count), begin, cache,
+        full ? IndexSet() : IndexSet(source_set.narrow(0, begin, count)), &own_set));
+    if (full) own_sets.push_back(own_set.indices());
   }
   return {join(outputs), full ? join(own_sets) : at::Tensor()};
 }

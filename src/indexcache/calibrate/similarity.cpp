@@ -36,10 +36,10 @@ class SequencePass {
   // tokens [T], the ones after those of earlier calls, `begin` in number.
   void run_chunk(const at::Tensor& tokens, std::int64_t begin) {
     auto hidden = model_.embed(tokens);
-    std::vector<at::Tensor> index_sets(caches_.size());
+    std::vector<IndexSet> index_sets(caches_.size());
     for (int layer = 0; layer < model_.num_layers(); ++layer) {
       const bool full = pattern_.is_full(layer);
-      const auto source_set = full ? at::Tensor() : index_sets[pattern_.source(layer)];
+      const auto source_set = full ? IndexSet() : index_sets[pattern_.source(layer)];
       const auto input = hidden;
       hidden =
           model_.run_layer(layer, input, begin, caches_[layer], source_set, &index_sets[layer]);
@@ -50,17 +50,17 @@ class SequencePass {
   const SimilarityMatrix& sums() const { return sums_; }
 
  private:
-  void add_layer(int layer, const at::Tensor& input, std::int64_t begin, const at::Tensor& read,
-                 const std::vector<at::Tensor>& index_sets) {
+  void add_layer(int layer, const at::Tensor& input, std::int64_t begin, const IndexSet& read,
+                 const std::vector<IndexSet>& index_sets) {
     // Queries with k keys are the last ones of the chunk.
     const auto first = std::max(model_.config().index_topk - 1 - begin, std::int64_t{0});
     const auto count = input.size(0) - first;
     if (count <= 0) return;
     const auto query = model_.attention_query(layer, input.narrow(0, first, count), begin + first);
-    const auto output = [&](const at::Tensor& index_set) {
+    const auto output = [&](const IndexSet& index_set) {
       return model_
           .core_attention(layer, query, begin + first, caches_[layer],
-                          index_set.narrow(0, first, count))
+                          index_set.indices().narrow(0, first, count))
           .to(at::kDouble);
     };
     const auto own = output(read);

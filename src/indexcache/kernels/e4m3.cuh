@@ -1,7 +1,9 @@
-// e4m3 values as bf16. What meets NaN among them has to look for it.
+// e4m3 values as bf16.
 #pragma once
 
 #include <cstdint>
+
+#include "indexcache/kernels/wgmma_bf16.cuh"
 
 namespace indexcache::device {
 
@@ -11,38 +13,28 @@ __device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b
   return product;
 }
 
-// Bytes 2 i and 2 i + 1 of `four`. An e4m3's sign, exponent and mantissa, moved to where bf16 has
-// them, are its value times 2^(7 - 127), denormals included; the product with 2^120 is exact. NaN
-// (all ones) comes out as 480.
-__device__ inline std::uint32_t e4m3_pair_to_bf16(std::uint32_t four, int pair) {
-  const std::uint32_t high =
-      __byte_perm(four, 0, pair == 0 ? 0x1404 : 0x3424);  // each in the upper byte of a half
-  const std::uint32_t moved = (high & 0x80008000u) | (high >> 4 & 0x07F007F0u);
-  constexpr std::uint32_t kTwoTo120 = 0x7B807B80u;
-  return multiply_bf16x2(moved, kTwoTo120);
+// The two values of 16 bits, by way of half and float; exact, NaN stays NaN.
+__device__ inline std::uint32_t e4m3_pair_to_bf16(std::uint16_t pair) {
+  float first, second;
+  asm("{\n"
+      ".reg .b32 halves;\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.f16x2.e4m3x2 halves, %2;\n"
+      "mov.b32 {low, high}, halves;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}\n"
+      : "=f"(first), "=f"(second)
+      : "h"(pair));
+  return pack_bf16(first, second);
 }
 
-// Eight values * scale, a bf16 twice, rounded to bf16; e4m3's NaN comes out as finite.
+// Eight values * scale, a bf16 twice, rounded to bf16.
 __device__ inline uint4 e4m3_to_bf16(uint2 raw, std::uint32_t scale) {
-  return make_uint4(multiply_bf16x2(e4m3_pair_to_bf16(raw.x, 0), scale),
-                    multiply_bf16x2(e4m3_pair_to_bf16(raw.x, 1), scale),
-                    multiply_bf16x2(e4m3_pair_to_bf16(raw.y, 0), scale),
-                    multiply_bf16x2(e4m3_pair_to_bf16(raw.y, 1), scale));
+  const auto pair = [=](std::uint32_t word, int shift) {
+    return multiply_bf16x2(e4m3_pair_to_bf16(static_cast<std::uint16_t>(word >> shift)), scale);
+  };
+  return make_uint4(pair(raw.x, 0), pair(raw.x, 16), pair(raw.y, 0), pair(raw.y, 16));
 }
-
-// Whether any of the values looked at was NaN.
-class E4M3NanSeeker {
- public:
-  __device__ void look_at(uint4 raw) {
-    top_bits_ |= carry(raw.x) | carry(raw.y) | carry(raw.z) | carry(raw.w);
-  }
-  __device__ bool found() const { return (top_bits_ & 0x80808080u) != 0; }
-
- private:
-  __device__ static std::uint32_t carry(std::uint32_t four) {
-    return (four & 0x7F7F7F7Fu) + 0x01010101u;
-  }
-  std::uint32_t top_bits_ = 0;
-};
 
 }  // namespace indexcache::device

@@ -115,6 +115,42 @@ __device__ inline void wgmma_64x256_columns(float (&d)[128], std::uint64_t a, st
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
+// d (+)= a b: a 64 x 16 in registers, b 16 x 128, columns_operand.
+__device__ inline void wgmma_64x128_columns(float (&d)[64], const std::uint32_t* a, std::uint64_t b,
+                                            bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred keep;\n"
+      "setp.ne.b32 keep, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, keep, 1, 1, 1;\n"
+      "}\n"
+      : INDEXCACHE_ACC_64(d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+// d (+)= a b: a 64 x 16, rows_operand, b 16 x 128, columns_operand.
+__device__ inline void wgmma_64x128_columns(float (&d)[64], std::uint64_t a, std::uint64_t b,
+                                            bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred keep;\n"
+      "setp.ne.b32 keep, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, keep, 1, 1, 0, 1;\n"
+      "}\n"
+      : INDEXCACHE_ACC_64(d)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 // Two floats rounded to nearest even; `first` in the low half, which is the lower column.
 __device__ inline std::uint32_t pack_bf16(float first, float second) {
   std::uint32_t packed;

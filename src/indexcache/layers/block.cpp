@@ -7,9 +7,12 @@
 
 #include "indexcache/base/error.h"
 #include "indexcache/base/span.h"
+#include "indexcache/kernels/latent_row.h"
+#include "indexcache/kernels/union_entry.h"
 #include "indexcache/layers/norm.h"
 #include "indexcache/ops/index_topk/index_topk.h"
 #include "indexcache/ops/sparse_mla/sparse_mla.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_paged.h"
 
 namespace indexcache {
 namespace {
@@ -47,6 +50,17 @@ at::Tensor own_index_set(const at::Tensor& x, const at::Tensor& q_latent,
   return index_topk(projected.q, keys, projected.weights, start, end, shape.top_k);
 }
 
+// Whether the kernel over unions takes this, and a group fills no more of a tile than one query does.
+bool gains_from_groups(const at::Tensor& query, const at::Tensor& latents,
+                       const at::Tensor& indices, const MlaShape& shape) {
+  constexpr std::int64_t kTileRows = 64;    // (query, head) pairs of a tile of sparse_mla's kernel
+  constexpr std::int64_t kMostKeys = 8192;  // of a set: index_union's limit on CUDA
+  return query.is_cuda() && query.scalar_type() == at::kBFloat16 && query.size(0) > 1 &&
+         query.size(1) * kGroupQueries <= kTileRows && shape.kv_lora_rank == kLatentDim &&
+         shape.qk_rope_head_dim == kRopeDim && indices.size(1) <= kMostKeys &&
+         latents.size(0) <= kUnionMaxKeys;
+}
+
 }  // namespace
 
 at::Tensor feed_forward(const at::Tensor& x, const BlockWeights& weights, const BlockShape& shape,
@@ -61,8 +75,8 @@ at::Tensor feed_forward(const at::Tensor& x, const BlockWeights& weights, const 
 
 at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
                          const BlockWeights& weights, const BlockShape& shape,
-                         const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
-                         at::Tensor* own_set) {
+                         const RopeTable& rope, BlockCache& cache, const IndexSet& source_set,
+                         IndexSet* own_set) {
   Projections projected;
   {
     const TimedSpan span("projections");
@@ -70,7 +84,7 @@ at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
     cache.latents.narrow(0, first_position, hidden.size(0)).copy_(mla_cache_entry(projected.mla));
   }
 
-  at::Tensor index_set = source_set;
+  IndexSet index_set = source_set;
   if (!index_set.defined()) {
     index_set = own_index_set(projected.x, projected.mla.q_latent, first_position, weights,
                               shape.indexer, rope, cache);
@@ -96,13 +110,20 @@ at::Tensor attention_query(const at::Tensor& hidden, const BlockWeights& weights
 
 at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
                           const BlockWeights& weights, const BlockShape& shape,
-                          const BlockCache& cache, const at::Tensor& index_set) {
+                          const BlockCache& cache, const IndexSet& index_set) {
+  const auto latents = cache.latents.narrow(0, 0, first_position + query.size(0));
+  const double scale = shape.mla.softmax_scale;
   at::Tensor attended;
   {
     const TimedSpan span("sparse_mla");
-    attended = sparse_mla(query, cache.latents.narrow(0, 0, first_position + query.size(0)),
-                          index_set, shape.mla.kv_lora_rank, shape.mla.softmax_scale)
-                   .out;
+    if (gains_from_groups(query, latents, index_set.indices(), shape.mla)) {
+      const auto& set = index_set.grouped(first_position);
+      attended = sparse_mla_union(query, {.pages = latents.unsqueeze(0)}, set.group_begin,
+                                  std::nullopt, set.keys.entries, set.keys.counts, scale)
+                     .out;
+    } else {
+      attended = sparse_mla(query, latents, index_set.indices(), shape.mla.kv_lora_rank, scale).out;
+    }
   }
   const TimedSpan span("projections");
   return mla_expand_output(attended, weights.mla, shape.mla);

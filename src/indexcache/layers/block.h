@@ -7,6 +7,7 @@
 #include <optional>
 #include <variant>
 
+#include "indexcache/layers/index_set.h"
 #include "indexcache/layers/indexer.h"
 #include "indexcache/layers/mla.h"
 #include "indexcache/layers/moe.h"
@@ -42,13 +43,13 @@ struct BlockCache {
 };
 
 // Inference over one chunk of one sequence: hidden [T, hidden] of tokens first_position ..
-// first_position + T - 1. `source_set` [T, k] int32 makes the layer Shared; without it the layer is
-// Full: it runs its own indexer and leaves its index set in `own_set`. The absorbed form. Not
+// first_position + T - 1. `source_set`, of these tokens, makes the layer Shared; without it the layer
+// is Full: it runs its own indexer and leaves its index set in `own_set`. The absorbed form. Not
 // differentiable.
 at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
                          const BlockWeights& weights, const BlockShape& shape,
-                         const RopeTable& rope, BlockCache& cache, const at::Tensor& source_set,
-                         at::Tensor* own_set);
+                         const RopeTable& rope, BlockCache& cache, const IndexSet& source_set,
+                         IndexSet* own_set);
 
 // --- Parts of it, for those who compare what a layer attends to under different index sets.
 
@@ -56,9 +57,11 @@ at::Tensor block_forward(const at::Tensor& hidden, std::int64_t first_position,
 at::Tensor attention_query(const at::Tensor& hidden, const BlockWeights& weights,
                            const BlockShape& shape, const RopeTable& rope);
 // [T, h * v]: the core attention over an index set, heads side by side: what o_proj reads. The
-// cache holds rows [0, first_position + T).
+// cache holds rows [0, first_position + T). Where several tokens fit into a tile of the tensor cores
+// (bf16 on CUDA, few heads) it reads the set by groups of neighbouring tokens, which changes the order
+// of its sums, and with it their last bits, with the position at which a chunk begins.
 at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
                           const BlockWeights& weights, const BlockShape& shape,
-                          const BlockCache& cache, const at::Tensor& index_set);
+                          const BlockCache& cache, const IndexSet& index_set);
 
 }  // namespace indexcache

@@ -152,8 +152,8 @@ at::Tensor Model::embed(const at::Tensor& tokens) const {
 }
 
 at::Tensor Model::run_layer(int layer, const at::Tensor& hidden, std::int64_t first_position,
-                            BlockCache& cache, const at::Tensor& source_set,
-                            at::Tensor* own_set) const {
+                            BlockCache& cache, const IndexSet& source_set,
+                            IndexSet* own_set) const {
   const c10::InferenceMode guard;
   const auto rope = make_rope_table(rope_, first_position, hidden.size(0));
   auto shape = shape_;
@@ -170,7 +170,7 @@ at::Tensor Model::attention_query(int layer, const at::Tensor& hidden,
 }
 
 at::Tensor Model::core_attention(int layer, const at::Tensor& query, std::int64_t first_position,
-                                 const BlockCache& cache, const at::Tensor& index_set) const {
+                                 const BlockCache& cache, const IndexSet& index_set) const {
   const c10::InferenceMode guard;
   return indexcache::core_attention(query, first_position, weights_.blocks[layer], shape_, cache,
                                     index_set);
@@ -190,16 +190,16 @@ at::Tensor Model::forward(const at::Tensor& tokens, SequenceCache& cache, std::i
     const auto count = std::min(chunk, num_tokens - begin);
     const auto first_position = cache.length();
     auto hidden = embed(tokens.narrow(0, begin, count));
-    std::vector<at::Tensor> index_sets(num_layers());  // alive while a later layer reads them
+    std::vector<IndexSet> index_sets(num_layers());  // alive while a later layer reads them
     for (int layer = 0; layer < num_layers(); ++layer) {
       const bool full = pattern.is_full(layer);
-      const auto source_set = full ? at::Tensor() : index_sets[pattern.source(layer)];
-      at::Tensor own_set;
+      const auto source_set = full ? IndexSet() : index_sets[pattern.source(layer)];
+      IndexSet own_set;
       hidden = run_layer(layer, hidden, first_position, cache.layer(layer), source_set, &own_set);
-      if (full && observer) observer(layer, own_set);
+      if (full && observer) observer(layer, own_set.indices());
       if (full && pattern.last_reader(layer) > layer) index_sets[layer] = own_set;
       if (!full && pattern.last_reader(pattern.source(layer)) == layer) {
-        index_sets[pattern.source(layer)].reset();
+        index_sets[pattern.source(layer)] = {};
       }
     }
     cache.advance(count);

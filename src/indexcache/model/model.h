@@ -58,12 +58,12 @@ class Model {
   at::Tensor embed(const at::Tensor& tokens) const;  // [T, hidden]
   // One layer over one chunk; arguments as block_forward.
   at::Tensor run_layer(int layer, const at::Tensor& hidden, std::int64_t first_position,
-                       BlockCache& cache, const at::Tensor& source_set, at::Tensor* own_set) const;
+                       BlockCache& cache, const IndexSet& source_set, IndexSet* own_set) const;
   // Parts of one layer; arguments as attention_query and core_attention of block.h.
   at::Tensor attention_query(int layer, const at::Tensor& hidden,
                              std::int64_t first_position) const;
   at::Tensor core_attention(int layer, const at::Tensor& query, std::int64_t first_position,
-                            const BlockCache& cache, const at::Tensor& index_set) const;
+                            const BlockCache& cache, const IndexSet& index_set) const;
   // Storage of one layer alone.
   BlockCache make_layer_cache(LayerRole role, std::int64_t capacity) const;
 

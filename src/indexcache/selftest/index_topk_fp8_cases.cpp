@@ -7,6 +7,8 @@
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "indexcache/kernels/index_page.h"
 #include "indexcache/ops/index_topk/index_topk_params.h"
 #include "indexcache/selftest/cases.h"
@@ -83,19 +85,19 @@ void index_topk_fp8_cases(const SelfTestRun& run,
       return on_device(tensor.narrow(0, r * c.tokens, c.tokens));
     };
     const auto q = in.q.to(at::kFloat8_e4m3fn);
-    const auto paged = [&] {
+    const auto paged = [&](const std::optional<at::Tensor>& seeds) {
       return op({on_device(q), on_device(in.weights), {}}, {on_device(in.pages), {}},
                 on_device(in.table), on_device(in.start), on_device(in.end), c.top_k,
-                c.requests == 1 ? 0 : c.tokens);
+                c.requests == 1 ? 0 : c.tokens, seeds);
     };
-    const auto expected = reference(c, in), found = paged();
+    const auto expected = reference(c, in), found = paged(std::nullopt);
     Verdict verdict = check_equal(found.cpu(), expected);
-    verdict = both(verdict, check_same_bits(found, paged()));
+    verdict = both(verdict, check_same_bits(found, paged(found)));
     for (std::int64_t r = 0; r < c.requests; ++r) {
       const IndexKeyRows keys{
           on_device(in.keys[r].to(at::kFloat8_e4m3fn)), on_device(in.scale[r]), {}};
       const auto sets = contiguous({rows(q, r), rows(in.weights, r), {}}, keys, rows(in.start, r),
-                                   rows(in.end, r), c.top_k);
+                                   rows(in.end, r), c.top_k, std::nullopt);
       verdict = both(verdict, check_equal(sets.cpu(), expected.narrow(0, r * c.tokens, c.tokens)));
     }
     run.report({"index_topk",

@@ -24,8 +24,8 @@ struct GroupCandidates {
   // A lane stages every 32nd score of its warp's. Addresses; the bits of kStagedRoom tell how full.
   static constexpr std::uint32_t kStagedStride = 32 * sizeof(StagedScore);
   static constexpr std::uint32_t kStagedRoom = L::kStaged * kStagedStride - kStagedStride;
-  static constexpr std::uint32_t kSecondOwn = 1u
-                                              << 31;  // beside a place: of the lane's second query
+  // Beside a place: of the lane's second query.
+  static constexpr std::uint32_t kSecondOwn = 1u << 31;
   __device__ __forceinline__ std::uint32_t staged() const {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
@@ -163,7 +163,8 @@ struct GroupCandidates {
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
   // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
-  // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
+  // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
+  // which makes some room.
   __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged

@@ -30,8 +30,9 @@ struct LatentCache {
 // q        [M, h, 576]  bf16, contiguous
 // request  [M]          int32: row of the block table; without: all 0. In [0, R): checked on the CPU.
 // indices  [M, k]       int32, contiguous, any order, duplicates count as often as they occur
-// split                 kWhole where queries are many, kCluster where they are few (decode); the bits
-//                       of a result depend on it, on nothing else of the launch
+// split                 kWhole where queries are many, kCluster where they are few (decode; below
+//                       half of the GPU's multiprocessors); the bits of a result depend on it, on
+//                       nothing else of the launch
 SparseMlaResult sparse_mla_paged(const at::Tensor& q, const LatentCache& cache,
                                  const std::optional<at::Tensor>& request,
                                  const at::Tensor& indices, double softmax_scale,

@@ -1,10 +1,11 @@
 // sparse_mla on Hopper: design and measurements in docs/kernels/sparse_mla.md.
 //
 // A CTA owns 64 rows, (query, head) pairs of one group, and walks over the group's entries in pairs
-// of tiles of 64 keys. Three warpgroups:
+// of tiles of 64 keys. Three warpgroups, for e4m3 four:
 //   0  logits, softmax and weights of tile 0; out[:, :256] += weights kv of both tiles
 //   1  the same of tile 1; out[:, 256:]
 //   2  gathers the latents of coming tiles
+//   3  converts them from e4m3
 // What a pair needs is handed on in this order (0 arrives, 1 waits, or the other way round):
 //   left max       the running maximum with tile 0's
 //   right max      the same with tile 1's, which tile 0's weights are then raised to
@@ -53,24 +54,39 @@ __device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, in
       accumulate);
 }
 
+// o += weights kv over 16 keys. A launch with a fourth warpgroup has too few registers a thread for
+// 256 columns in one instruction.
+template <LatentFormat kFormat, typename Weights>
+__device__ inline void multiply_values(float (&o)[128], Weights weights, std::uint64_t values) {
+  if constexpr (kFormat == LatentFormat::kBFloat16) {
+    wgmma_64x256_columns(o, weights, values, true);
+  } else {
+    constexpr int kNext = (2 * kBlockBytes) >> 4;
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[0]), weights, values, true);
+    wgmma_64x128_columns(reinterpret_cast<float(&)[64]>(o[64]), weights, values + kNext, true);
+  }
+}
+
 constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descriptor
 
 // o += weights kv, begun only.
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
                                     const unsigned char* values) {
   const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, weights + 4 * step, operand + step * kValueStep, true);
+    multiply_values<kFormat>(o, weights + 4 * step, operand + step * kValueStep);
   wgmma_commit();
 }
+template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
                                     const unsigned char* values) {
   const std::uint64_t left = rows_operand(shared_address(weights)),
                       right = columns_operand(shared_address(values), kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
-    wgmma_64x256_columns(o, left + 2 * step, right + step * kValueStep, true);
+    multiply_values<kFormat>(o, left + 2 * step, right + step * kValueStep);
   wgmma_commit();
 }
 
@@ -82,33 +98,20 @@ __device__ inline void release(std::uint64_t* empty) {
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Whether the tile of these logits holds a value that is not finite, for both warpgroups to see: the
-// other reads it after it has waited for the weights.
-__device__ inline bool seek_poison(const float (&s)[32], Shared& shared, int tile, BarrierId id,
-                                   int thread) {
-  const bool found = barrier_any(id, kWarpgroup, holds_non_finite(s));
-  if (thread == 0) shared.poisoned[tile] = found;
-  return found;
-}
-
 // Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
-// on; and what that does to earlier sums.
+// on before the weights are computed; and what that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
                                   RowState& state, const float (&before)[2], Shared& shared,
-                                  float scale, int thread) {
+                                  BarrierId handed_on, float scale, int thread) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    rescale[i] = weigh_row(s, i, scale, before[i], state);
+    rescale[i] = raise_to_logits(s, i, scale, before[i], state);
     if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
   }
-  pack_weights(s, weights);
-}
-
-__device__ inline void mask_tile(float (&s)[32], RowState& state,
-                                 const std::uint32_t (&masks)[4][2], const RowQueries& rows,
-                                 int thread) {
+  arrive(handed_on);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) state.any[i] |= mask_row(s, i, masks[rows.query[i]], thread);
+  for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
+  pack_weights(s, weights);
 }
 
 __device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
@@ -133,7 +136,7 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
   }
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -144,10 +147,12 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {}, s[32];
+    std::uint32_t selected = 0;
     if (w.tile_begin < w.tile_end) {
       mbarrier_wait(&shared.q_full, works++ & 1);
       begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
       begin_scores<kRightPart>(s, shared, 0, n & 1, true);
+      selected = selected_columns(shared.masks[0], rows, state, thread);
       wgmma_wait<0>();
     }
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
@@ -155,29 +160,32 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
       std::uint32_t weights[16];
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
-      const bool poisoned = kUnion && seek_poison(s, shared, 0, kLeft, thread);
-      mask_tile(s, state, shared.masks[0], rows, thread);
-      weigh_tile(s, weights, rescale, state, state.max, shared, scale, thread);
-      arrive(kLeftMax);
+      const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
+      mask_logits(s, selected);
+      weigh_tile(s, weights, rescale, state, state.max, shared, kLeftMax, scale, thread);
       rescale_values(o, rescale);
       if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, shared.kv[0]);
-      wgmma_wait<0>();
-      wgmma_pin(o);
-      release(&shared.empty[0][kLeftPart]);
+      begin_values<kFormat>(o, weights, shared.kv[0]);
 
+      // While that runs: the weights that the other half needs.
       await(kRightMax);
 #pragma unroll
       for (int i = 0; i < 2; ++i) rescale[i] = raise_max(shared.max[row_of(thread, i)], i, state);
       if (changes(rescale)) {
+        std::uint32_t raised[16];  // the product still reads the others
         scale_weights(s, rescale);
-        pack_weights(s, weights);
+        pack_weights(s, raised);
+        store_weights(left_weights(shared), raised, thread);
+      } else {
+        store_weights(left_weights(shared), weights, thread);
       }
-      store_weights(left_weights(shared), weights, thread);
       fence_for_wgmma();
       arrive(kLeftWeights);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kLeftPart]);
       rescale_values(o, rescale);
 
       await(kRightWeights);
@@ -186,7 +194,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
-        begin_values(o, shared.weights, shared.kv[1]);
+        begin_values<kFormat>(o, shared.weights, shared.kv[1]);
       };
       if (tile + 2 < w.tile_end) {
         begin_right_tile();
@@ -194,6 +202,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
         wgmma_wait<1>();
         release(&shared.empty[1][kLeftPart]);
         begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
+        selected = selected_columns(shared.masks[0], rows, state, thread);
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
@@ -210,7 +219,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
 }
 
 // What is left for the right values where a pair has no tile 1.
-template <bool kUnion>
+template <bool kUnion, LatentFormat kFormat>
 __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
                                       const RowQueries& rows, unsigned char* values, int parity,
                                       int thread) {
@@ -228,13 +237,13 @@ __device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& 
     take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values(o, left_weights(shared), values);
+  begin_values<kFormat>(o, left_weights(shared), values);
   wgmma_wait<0>();
   wgmma_pin(o);
   for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
@@ -255,24 +264,24 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
       std::uint32_t weights[16];
       begin_scores<kRightPart>(s, shared, 1, n & 1, false);
       begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
+      const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
-      const bool poisoned = kUnion && seek_poison(s, shared, 1, kRight, thread);
-      mask_tile(s, state, shared.masks[1], rows, thread);
+      const bool poisoned = kUnion && seek_poison(s, shared, 1, thread);
+      mask_logits(s, selected);
 
       await(kLeftMax);
       read_max(before, shared, thread);
-      weigh_tile(s, weights, rescale, state, before, shared, scale, thread);
-      arrive(kRightMax);
+      weigh_tile(s, weights, rescale, state, before, shared, kRightMax, scale, thread);
+      store_weights(shared.weights, weights, thread);
+      fence_for_wgmma();
+      arrive(kRightWeights);
       rescale_values(o, rescale);
       if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values(o, weights, values[1]);
-      store_weights(shared.weights, weights, thread);
-      fence_for_wgmma();
-      arrive(kRightWeights);
+      begin_values<kFormat>(o, weights, values[1]);
 
       await(kLeftWeights);
       if (kUnion && shared.poisoned[0]) {
@@ -280,9 +289,9 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
         wgmma_pin(o);
         take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
         wgmma_pin(o);
-        wgmma_fence();
       }
-      begin_values(o, left_weights(shared), values[0]);
+      wgmma_fence();
+      begin_values<kFormat>(o, left_weights(shared), values[0]);
       wgmma_wait<1>();
       release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
@@ -291,7 +300,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     }
     if (tile < w.tile_end) {
       release(&shared.q_empty);
-      take_lone_tile<kUnion>(o, state, shared, rows, values[0], n++ & 1, thread);
+      take_lone_tile<kUnion, kFormat>(o, state, shared, rows, values[0], n++ & 1, thread);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
@@ -302,7 +311,9 @@ __device__ inline void prepare(Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
-      mbarrier_init(&shared.full[t.tile][t.part], full_arrivals<kFormat>(t));
+      const bool converted = kFormat == LatentFormat::kE4M3;
+      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t));
+      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, kWarpgroup);
@@ -313,34 +324,40 @@ __device__ inline void prepare(Shared& shared) {
   __syncthreads();
 }
 
-constexpr int kAttendRegisters = 208, kGatherRegisters = 88;
+// Three threads of a launch have 3 x 168 registers, 208 + 208 + 88 of them; four 4 x 128.
+constexpr int kAttendRegisters = 208;
+template <LatentFormat kFormat>
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
+constexpr int kConvertRegisters = 48;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
-  extern __shared__ unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared*>(memory + (-shared_address(memory) & 1023));
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared*>(memory);
   prepare<kFormat>(shared);
-  // A launch has 3 x 168 registers for three threads: 208 + 208 + 88.
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();
-      attend_left<kKind, kSplit>(p, shared);
+      attend_left<kKind, kFormat, kSplit>(p, shared);
       break;
     case 1:
       take_registers<kAttendRegisters>();
-      attend_right<kKind, kSplit>(p, shared);
+      attend_right<kKind, kFormat, kSplit>(p, shared);
+      break;
+    case 2:
+      give_registers<kGatherRegisters<kFormat>>();
+      gather<kKind, kFormat, kSplit>(p, shared);
       break;
     default:
-      give_registers<kGatherRegisters>();
-      if constexpr (kFormat == LatentFormat::kBFloat16) {
-        gather_bf16<kKind, kSplit>(p, shared);
-      } else {
-        gather_e4m3<kKind, kSplit>(p, shared);
+      if constexpr (kFormat == LatentFormat::kE4M3) {
+        give_registers<kConvertRegisters>();
+        convert<kKind, kSplit>(p, shared);
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    combine_cluster(p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+    combine_cluster<kThreads<kFormat> / kWarpgroup>(
+        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
   }
 }
 
@@ -354,9 +371,9 @@ int multiprocessors() {
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   const auto kernel = sparse_mla_kernel<kKind, kFormat, kSplit>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-      "sparse_mla");
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(sizeof(Shared))),
+             "sparse_mla");
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
   if (kSplit == EntrySplit::kWhole) ctas = std::min<std::int64_t>(ctas, multiprocessors());
   cudaLaunchAttribute cluster;
@@ -364,8 +381,8 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   cluster.val.clusterDim = {kSplit == EntrySplit::kCluster ? kClusterCtas : 1u, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
+  config.blockDim = dim3(kThreads<kFormat>);
+  config.dynamicSmemBytes = static_cast<int>(sizeof(Shared));
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;

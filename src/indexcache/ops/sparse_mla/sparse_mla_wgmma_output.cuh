@@ -154,6 +154,7 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
 }
 
 // By all threads of all CTAs of the cluster.
+template <int kWarpgroups>
 __device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work& w,
                                        Shared& shared) {
   cluster_sync();
@@ -161,7 +162,8 @@ __device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work
   __syncthreads();
   const int warpgroup = threadIdx.x / kWarpgroup;
 #pragma unroll 2
-  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows; row += 3 * kClusterCtas)
+  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows;
+       row += kWarpgroups * kClusterCtas)
     combine_row(p, w, shared, row, threadIdx.x % kWarpgroup);
   cluster_meet();  // no CTA leaves while others read its part
 }

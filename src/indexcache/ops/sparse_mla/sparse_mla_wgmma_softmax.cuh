@@ -39,38 +39,66 @@ __device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
   return r;
 }
 
-// Logits of unselected keys to -inf. Returns whether the row has any key.
-__device__ inline bool mask_row(float (&s)[32], int i, const std::uint32_t (&mask)[2], int thread) {
-  const std::uint32_t low = mask[0], high = mask[1];
-  if (__any_sync(0xFFFFFFFF, (low & high) != 0xFFFFFFFF)) {
-    const int shift = thread % 4 / 2 * 16 + thread % 2 * 2;  // selects(), for the thread's columns
-    const std::uint32_t words[2] = {low >> shift, high >> shift};
+// Which of the thread's columns its rows selected: bit 16 i + 2 j + e for s[4 j + 2 i + e].
+__device__ inline std::uint32_t selected_columns(const std::uint32_t (&masks)[4][2],
+                                                 const RowQueries& rows, RowState& state,
+                                                 int thread) {
+  const int shift = thread % 4 / 2 * 16 + thread % 2 * 2;  // selects(), for the thread's columns
+  std::uint32_t bits = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t low = masks[rows.query[i]][0], high = masks[rows.query[i]][1];
+    state.any[i] |= (low | high) != 0;
+    bits |= ((low >> shift & 0x3333) | (high >> shift & 0x3333) << 2) << 16 * i;
+  }
+  return bits;
+}
+
+// The top bit of byte `byte` 32 times. (__byte_perm takes no selectors that spread a sign.)
+__device__ inline std::uint32_t spread_top_bit(std::uint32_t word, int byte) {
+  std::uint32_t all;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(all) : "r"(word), "r"(0x8888 + 0x1111 * byte));
+  return all;
+}
+
+// Logits of unselected keys to -inf.
+__device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
+  if (!__any_sync(0xFFFFFFFF, selected != 0xFFFFFFFF)) return;
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const bool selected = words[j % 2] >> (4 * (j / 2) + e) & 1;
-        if (!selected) s[4 * j + 2 * i + e] = -INFINITY;
-      }
+  for (int shift = 0; shift < 8; ++shift) {
+    const std::uint32_t tops = selected << shift;  // four bits, each the top one of a byte
+#pragma unroll
+    for (int byte = 0; byte < 4; ++byte) {
+      const std::uint32_t all = spread_top_bit(tops, byte);
+      const int bit = 8 * byte + 7 - shift, column = bit % 16;
+      float& logit = s[4 * (column / 2) + 2 * (bit / 16) + column % 2];
+      logit = __uint_as_float((__float_as_uint(logit) & all) | (0xFF800000u & ~all));
     }
   }
-  return (low | high) != 0;
 }
 
 // What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
 __device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
 
-// Turns one row's logits into weights against the maximum of them and `before`; returns the factor
-// of what was summed against the row's old one.
-__device__ inline float weigh_row(float (&s)[32], int i, float scale, float before,
-                                  RowState& state) {
+// Raises a row's maximum to those of its logits and of `before`; returns the factor of what was
+// summed against the old one.
+__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale, float before,
+                                        RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
   max = fmaxf(before, max * scale);
-  const float origin = origin_of(max), rescale = exp2_fast(state.max[i] - origin);
+  const float rescale = exp2_fast(state.max[i] - origin_of(max));
+  state.max[i] = max;
+  return rescale;
+}
+
+// Turns one row's logits into weights against its maximum.
+__device__ inline void weigh_row(float (&s)[32], int i, float scale, float rescale,
+                                 RowState& state) {
+  const float origin = origin_of(state.max[i]);
   float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -81,9 +109,7 @@ __device__ inline float weigh_row(float (&s)[32], int i, float scale, float befo
       sums[e] += weight;
     }
   }
-  state.max[i] = max;
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
-  return rescale;
 }
 
 // The same weights against the maximum that another tile raised to `max`.
@@ -132,15 +158,30 @@ __device__ inline void rescale_values(float (&o)[128], const float (&factor)[2])
 // A row's logits hold a NaN or inf, selected or not, where the latent does (0 times either is NaN).
 // A sum of products with 0 tells.
 __device__ inline bool holds_non_finite(const float (&s)[32]) {
-  float zero = 0;
+  float zeros[4] = {};
 #pragma unroll
-  for (int i = 0; i < 32; ++i) zero = fmaf(s[i], 0.0f, zero);
-  return !(zero == 0);
+  for (int i = 0; i < 32; ++i) zeros[i % 4] = fmaf(s[i], 0.0f, zeros[i % 4]);
+  return !((zeros[0] + zeros[1]) + (zeros[2] + zeros[3]) == 0);
 }
 
 __device__ inline bool non_finite_low(std::uint32_t pair) { return (pair & 0x7F80u) == 0x7F80u; }
 __device__ inline bool non_finite_high(std::uint32_t pair) {
   return (pair & 0x7F800000u) == 0x7F800000u;
+}
+
+// Whether a tile's values hold any, for both warpgroups to see: the other reads it after it has
+// waited for the weights. Logits may have overflowed in some warps only; the values themselves are
+// the same for all.
+__device__ inline bool seek_poison(const float (&s)[32], Shared& shared, int tile, int thread) {
+  bool found = false;
+  if (__any_sync(0xFFFFFFFF, holds_non_finite(s))) {
+    const auto* pairs = reinterpret_cast<const std::uint32_t*>(shared.kv[tile]);
+    for (int at = thread % 32; at < kLatentBlocks * kBlockBytes / 4; at += 32)
+      found |= non_finite_low(pairs[at]) || non_finite_high(pairs[at]);
+    found = __any_sync(0xFFFFFFFF, found);
+  }
+  if (thread == 0) shared.poisoned[tile] = found;
+  return found;
 }
 
 // The rare tile with a NaN or inf among its values, `half` of the columns by one warpgroup. In the

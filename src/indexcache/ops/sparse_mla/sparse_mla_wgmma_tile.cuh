@@ -19,13 +19,29 @@ constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block o
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
 constexpr int kWarpgroup = 128;
-constexpr int kThreads = 3 * kWarpgroup;  // left values, right values, gather
+// Left values, right values, gather; e4m3: conversion.
+template <LatentFormat kFormat>
+constexpr int kThreads = (kFormat == LatentFormat::kE4M3 ? 4 : 3) * kWarpgroup;
 
 // Tiles come in pairs. Each arrives, and is given back, in two parts: the left values, and the right
 // ones with the RoPE block.
 constexpr int kPairKeys = 2 * kTileKeys;
 enum Part { kLeftPart, kRightPart, kParts };
-constexpr int kLeftBlocks = 4;
+constexpr int kLeftBlocks = 4, kPartBlocks = 4;  // of values
+
+constexpr int kRowLanes = 8;                         // threads that share a row
+constexpr int kRowsAtOnce = kWarpgroup / kRowLanes;  // 16
+constexpr int kRowRounds = kTileKeys / kRowsAtOnce;  // 4
+
+// The order in which the parts of a pair are needed, and so gathered.
+struct TilePart {
+  int tile;
+  Part part;
+};
+constexpr int kPairParts = 4;
+__device__ constexpr TilePart part_in_order(int i) {
+  return {i % 2, i == 0 || i == 3 ? kLeftPart : kRightPart};
+}
 
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
@@ -33,7 +49,7 @@ struct PartRows {
   bool any[kTileRows];  // whether the row has any key
 };
 
-struct Shared {
+struct alignas(1024) Shared {
   unsigned char q[kTileBytes];
   // A pair's tiles. The softmax weights of tile 0 take the place of its RoPE block once its logits
   // are done. At the end, in a cluster: this CTA's fp32 part of out.
@@ -49,10 +65,10 @@ struct Shared {
   std::uint32_t masks[2][4][2];
   int poisoned[2];  // whether a tile holds a value that is not finite
   std::uint64_t full[2][kParts], empty[2][kParts];
+  std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
   std::uint64_t q_full, q_empty;
 };
-constexpr int kSharedBytes = sizeof(Shared) + 1024;  // blocks start at multiples of 1024
-static_assert(kSharedBytes <= 227 * 1024);           // what sm_90 gives a CTA
+static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
 
 __device__ inline unsigned char* left_weights(Shared& shared) {
   return shared.kv[0] + kLatentBlocks * kBlockBytes;
@@ -136,6 +152,9 @@ struct Walk {
     }
     return true;
   }
+
+  // Whether the pair has its second tile.
+  __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const SparseMlaWgmmaParams& p;
   int step, item, items;
