@@ -162,10 +162,9 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
 // Their ranks pass to `room`, `words` of shared memory, if they fit; where they do not, or equal ranks
 // straddle the threshold, the list itself is searched.
 template <class Team>
-__device__ __noinline__ RankedKey select_threshold(const Team& team, const RankedKey* list,
-                                                   int size, int wanted, std::uint32_t* room,
-                                                   int words, SelectScratch& scratch,
-                                                   int slack = 0) {
+__device__ __noinline__ RankedKey select_threshold(Team team, const RankedKey* list, int size,
+                                                   int wanted, std::uint32_t* room, int words,
+                                                   SelectScratch& scratch, int slack = 0) {
   if (size <= wanted) return kEveryKey;
   if (wanted == 0) return kNoKey;
   if (size <= words) {
@@ -266,65 +265,229 @@ __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, u
   return result;
 }
 
-// Writes the indices, minus `first`, of the keys that reach the threshold, at most kMostOrdered, to
-// `out`, ascending; returns how many. All are in [first, first + range). A bit for each, a stretch of the
-// range at a time; an index's place is the number of bits before its own, of which every word's share
-// is noted beside it. `room`: kOrderWords words of shared memory.
+// A list's keys in the registers of a team, `each` a thread at most; those that no key of the list fills
+// hold kEveryKey, which is no key's.
+template <class Team, int each>
+struct HeldKeys {
+  RankedKey keys[each];
+  int used;  // of a thread's
+
+  __device__ __forceinline__ HeldKeys(const Team& team, const RankedKey* list, int size)
+      : used((size + Team::size - 1) / Team::size) {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int at = i * Team::size + team.rank;
+      keys[i] = at < size ? list[at] : kEveryKey;
+    }
+  }
+  template <class Visit>
+  __device__ __forceinline__ void for_each(const Visit& visit) const {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      if (i >= used) break;
+      if (keys[i] != kEveryKey) visit(keys[i]);
+    }
+  }
+};
+
+// A team's scratch in shared memory for keys that it holds.
+struct alignas(16) HeldScratch {
+  static constexpr int kBins = 2048, kMostWarps = 16;
+  unsigned bins[kBins];
+  unsigned low[kMostWarps], high[kMostWarps], sums[kMostWarps];
+  unsigned bin, above, inside;
+};
+
+// The threshold that exactly `wanted` of the keys' ranks reach; `found` is false where equal ranks
+// straddle it. Radix selection as above, 11 bits a pass: two passes are the rule.
+template <class Team, int each>
+__device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
+                                                              const HeldKeys<Team, each>& held,
+                                                              int wanted, HeldScratch& scratch) {
+  constexpr int kDigits = 11, kWarps = Team::size / 32;
+  static_assert(Team::size * 4 == HeldScratch::kBins && HeldScratch::kBins == 1 << kDigits);
+  static_assert(kWarps == HeldScratch::kMostWarps);
+  const unsigned lane = threadIdx.x % 32, warp = team.rank / 32;
+  uint4* own_bins = reinterpret_cast<uint4*>(scratch.bins) + (Team::size - 1 - team.rank);
+  std::uint32_t low = ~0u, high = 0;
+  held.for_each([&](RankedKey key) {
+    const auto rank = static_cast<std::uint32_t>(key >> 32);
+    low = min(low, rank);
+    high = max(high, rank);
+  });
+  low = __reduce_min_sync(kAllLanes, low);
+  high = __reduce_max_sync(kAllLanes, high);
+  if (lane == 0) {
+    scratch.low[warp] = low;
+    scratch.high[warp] = high;
+  }
+  *own_bins = {0, 0, 0, 0};
+  team.sync();
+  low = __reduce_min_sync(kAllLanes, scratch.low[lane % kWarps]);
+  high = __reduce_max_sync(kAllLanes, scratch.high[lane % kWarps]);
+  int bits = 32 - __clz(static_cast<int>(high - low));
+  std::uint32_t prefix = 0;
+  auto left = static_cast<unsigned>(wanted);
+  bool found = false;
+  while (bits > 0 && !found) {
+    const int width = min(bits, kDigits), shift = bits - width;
+    held.for_each([&](RankedKey key) {
+      const std::uint32_t digits = (static_cast<std::uint32_t>(key >> 32) - low) >> shift;
+      if (digits >> width == prefix) atomicAdd(&scratch.bins[digits & ((1u << width) - 1)], 1u);
+    });
+    team.sync();
+    const uint4 counts = *own_bins;
+    *own_bins = {0, 0, 0, 0};
+    const unsigned own = counts.x + counts.y + counts.z + counts.w;
+    unsigned above = own;
+#pragma unroll
+    for (unsigned step = 1; step < 32; step *= 2) {
+      const unsigned before = __shfl_up_sync(kAllLanes, above, step);
+      if (lane >= step) above += before;
+    }
+    if (lane == 31) scratch.sums[warp] = above;
+    team.sync();
+    above += __reduce_add_sync(kAllLanes, lane < warp ? scratch.sums[lane] : 0u) - own;
+    if (above < left && left <= above + own) {
+      const unsigned of[4] = {counts.w, counts.z, counts.y, counts.x};
+      int i = 0;
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        if (i == j && above + of[j] < left) {
+          above += of[j];
+          ++i;
+        }
+      }
+      scratch.bin = HeldScratch::kBins - 1 - 4 * team.rank - i;
+      scratch.above = above;
+      scratch.inside = i == 0 ? of[0] : i == 1 ? of[1] : i == 2 ? of[2] : of[3];
+    }
+    team.sync();
+    left -= scratch.above;
+    prefix = prefix << width | scratch.bin;
+    bits = shift;
+    found = scratch.inside == left;
+  }
+  return {low + (prefix << bits), found};
+}
+
+// The threshold that exactly `wanted` of a list's keys reach, which the team holds; kEveryKey where
+// there are no more.
+template <class Team, int each>
+__device__ __forceinline__ RankedKey held_threshold(const Team& team,
+                                                    const HeldKeys<Team, each>& held,
+                                                    const RankedKey* list, int size, int wanted,
+                                                    HeldScratch& scratch, SelectScratch& other) {
+  if (size <= wanted) return kEveryKey;
+  if (wanted == 0) return kNoKey;
+  const auto found = find_rank(team, held, wanted, scratch);
+  if (found.found) return RankedKey{found.key} << 32;
+  return select_threshold(team, list, size, wanted, nullptr, 0, other);
+}
+
+// take(key, place) for the held keys that reach the threshold, places from *slot on, which the team has
+// agreed on.
+template <class Team, int each, class Take>
+__device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, RankedKey threshold,
+                                           int* slot, const Take& take) {
+  int wanted = 0;
+  held.for_each([&](RankedKey key) { wanted += key >= threshold; });
+  int place = take_places(slot, wanted);
+  held.for_each([&](RankedKey key) {
+    if (key >= threshold) take(key, place++);
+  });
+}
+
+// Writes `taken` distinct numbers of [0, range), at most kMostOrdered, ascending to `out`. They are the
+// first words of `room`, which has `words`, at least kOrderWords, of shared memory, aligned to 16 bytes; the team has agreed on
+// them. A bit for each, a stretch of the range at a time; a number's place is that of the bits before its
+// own, of which there is a count for every group of 128.
 constexpr int kMostOrdered = 2048;
-constexpr int kOwnWords = 32;  // of bits, a thread's at most
 template <class Team>
-constexpr int kOrderWords = kMostOrdered + Team::size*(kOwnWords + 1 + (kOwnWords + 2) / 2);
+constexpr int kOrderWords = kMostOrdered + 5 * Team::size;
 
 template <class Team>
-__device__ __noinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
-                                            RankedKey threshold, int first, int range,
-                                            std::int32_t* out, std::uint32_t* room,
-                                            SelectScratch& scratch) {
-  auto* indices = reinterpret_cast<int*>(room);
-  if (team.rank == 0) scratch.slot = 0;
-  team.sync();
-  take_keys(team, list, size, threshold, kNoKey, scratch,
-            [&](RankedKey key, int place) { indices[place] = key_index(key) - first; });
-  const int taken = scratch.slot;
-  // A thread's words: a power of two that covers the range at once, if there are so many. They stand an
-  // odd number of words from its neighbours': lanes then meet no bank twice.
-  const int needed = (range + 32 * Team::size - 1) / (32 * Team::size);
-  const int log = needed >= kOwnWords ? 5 : 32 - __clz(max(needed - 1, 0));
-  const int own_words = 1 << log, stretch = 32 * Team::size << log;
-  std::uint32_t* bits = room + kMostOrdered;
-  auto* before = reinterpret_cast<std::uint16_t*>(bits + Team::size * (own_words + 1));
-  std::uint32_t* own_bits = bits + team.rank * (own_words + 1);
-  std::uint16_t* own_before = before + team.rank * (own_words + 2);
+__device__ __forceinline__ void order_numbers(const Team& team, std::uint32_t* room, int words,
+                                              int taken, int range, std::int32_t* out,
+                                              SelectScratch& scratch) {
+  const auto* numbers = reinterpret_cast<const int*>(room);
+  auto* bits = reinterpret_cast<uint4*>(room + kMostOrdered);
+  // Groups of a stretch: whole turns of the team, of which a warp's follow each other.
+  const int turns = min((words - kMostOrdered) / (5 * Team::size),
+                        (range + 128 * Team::size - 1) / (128 * Team::size));
+  const int stretch = turns * Team::size * 128;
+  std::uint32_t* before = room + kMostOrdered + turns * Team::size * 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = team.rank / 32;
+  const int first = warp * turns * 32 + lane;
+  const auto ones = [](uint4 x) { return __popc(x.x) + __popc(x.y) + __popc(x.z) + __popc(x.w); };
   for (int base = 0; base < range; base += stretch) {
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) own_bits[i] = 0;
+#pragma unroll 1
+    for (int i = 0; i < turns; ++i) bits[first + 32 * i] = {0, 0, 0, 0};
     team.sync();
 #pragma unroll 4
     for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = indices[i] - base, word = bit / 32;
-      if (bit >= 0 && bit < stretch) atomicOr(&bits[word + (word >> log)], 1u << bit % 32);
+      const int bit = numbers[i] - base;
+      if (bit >= 0 && bit < stretch) {
+        atomicOr(&room[kMostOrdered + bit / 32], 1u << bit % 32);
+      }
     }
     team.sync();
-    unsigned own = 0, all = 0;
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) own += __popc(own_bits[i]);
-    unsigned through = sum_before(team, own, all, scratch);
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) {
-      own_before[i] = static_cast<std::uint16_t>(through);
-      through += __popc(own_bits[i]);
+    int own = 0;
+#pragma unroll 1
+    for (int i = 0; i < turns; ++i) own += ones(bits[first + 32 * i]);
+    own = static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(own)));
+    if (lane == 0) scratch.counts[warp] = own;
+    team.sync();
+    int through = 0, all = 0;
+#pragma unroll
+    for (int i = 0; i < Team::size / 32; ++i) {
+      if (i < warp) through += scratch.counts[i];
+      all += scratch.counts[i];
+    }
+#pragma unroll 1
+    for (int i = 0; i < turns; ++i) {
+      const int inside = ones(bits[first + 32 * i]);
+      int sum = inside;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, sum, step);
+        if (lane >= step) sum += other;
+      }
+      before[first + 32 * i] = through + sum - inside;
+      through += __shfl_sync(kAllLanes, sum, 31);
     }
     team.sync();
 #pragma unroll 4
     for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = indices[i] - base, word = bit / 32;
+      const int bit = numbers[i] - base;
       if (bit < 0 || bit >= stretch) continue;
-      const unsigned lower = bits[word + (word >> log)] & ((1u << bit % 32) - 1);
-      out[before[word + (word >> log) * 2] + __popc(lower)] = indices[i];
+      const uint4 group = bits[bit / 128];
+      const int word = bit % 128 / 32;
+      const std::uint32_t below = (1u << bit % 32) - 1;
+      const int lower = __popc(group.x & (word > 0 ? ~0u : below)) +
+                        (word > 0 ? __popc(group.y & (word > 1 ? ~0u : below)) : 0) +
+                        (word > 1 ? __popc(group.z & (word > 2 ? ~0u : below)) : 0) +
+                        (word > 2 ? __popc(group.w & below) : 0);
+      out[before[bit / 128] + lower] = numbers[i];
     }
     out += all;
     team.sync();
   }
+}
+
+// Writes the indices, minus `first`, of the keys that reach the threshold, at most kMostOrdered, to
+// `out`, ascending; returns how many. All are in [first, first + range). `room` as above.
+template <class Team>
+__device__ __forceinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
+                                               RankedKey threshold, int first, int range,
+                                               std::int32_t* out, std::uint32_t* room, int words,
+                                               SelectScratch& scratch) {
+  if (team.rank == 0) scratch.slot = 0;
+  team.sync();
+  take_keys(team, list, size, threshold, kNoKey, scratch,
+            [&](RankedKey key, int place) { room[place] = key_index(key) - first; });
+  const int taken = scratch.slot;
+  order_numbers(team, room, words, taken, range, out, scratch);
   return taken;
 }
 

@@ -47,6 +47,11 @@ inline cudaError_t describe_tensor(const TensorBox& t, TensorElement element, bo
 
 namespace device {
 
+// Has a tensor's description ready by the time of the first copy.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // The box that begins at these coordinates, to `to`, a multiple of 128 bytes (1024 if swizzled).
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int column,
                                          int row, int plane, std::uint64_t* barrier) {

@@ -2,6 +2,7 @@
 // queries' thresholds, and where the thresholds come from.
 #pragma once
 
+#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
 #include "indexcache/ops/index_topk/index_topk_scores.cuh"
 
 namespace indexcache::index_topk_device {
@@ -11,6 +12,7 @@ struct GroupCandidates {
   static constexpr int kQueries = L::kGroupQueries, kOwn = L::kOwn, kSums = L::kSums;
 
   const IndexTopkCudaParams& p;
+  const IndexTopkPlan& plan;
   GroupShared<L>& shared;
   RingPlace<L::kStages>& place;  // of the next tile
   GroupScores<L> scores{p, shared};
@@ -162,13 +164,20 @@ struct GroupCandidates {
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers, before `tile`: cuts lists above the limit to the best k and a few more, which saves
+  // The scorers, before `tile`: exchanges bounds where it is time; cuts lists above the limit to the best k and a few more, which saves
   // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
   // which makes some room.
   __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
     if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
+    if (tile == shared.bound_tile) {
+      for (int i = 0; i < shared.item.queries; ++i) {
+        raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
+      }
+      barrier_sync(kScorersBarrier, kScorers);
+      if (threadIdx.x == 0) shared.bound_tile = bound_tile<L>(shared.walk, 2 * tile);
+    }
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
     if (is_full(query)) {
@@ -247,7 +256,7 @@ struct GroupCandidates {
       }
       // At a look what is staged may wait.
       const bool looks = tile == stop && tile < tiles;
-      const bool full = looks && look(tile / L::kTilesPerLook);
+      const bool full = looks && (tile == shared.bound_tile || look(tile / L::kTilesPerLook));
       if (!looks || full) append();
       if (full || tile == tiles) return tile;
       if (looks) stop = min(tile + L::kTilesPerLook, tiles);
@@ -263,6 +272,7 @@ struct GroupCandidates {
     barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
     if (threadIdx.x == 0) {
       shared.walk = walk;
+      shared.bound_tile = plan.pieces > 1 ? bound_tile<L>(walk, kFirstBoundKeys / L::kTileKeys) : 0;
       reset_looks(0);
     }
     if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);

@@ -37,6 +37,10 @@ template <class L>
 __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const KeyMaps& maps,
                                             GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
+  if (threadIdx.x == kScorers && p.num_keys > 0) {
+    prefetch_map(maps.rows);
+    if (L::Format::kHasScale) prefetch_map(maps.scales);
+  }
   for (;;) {
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
@@ -122,10 +126,6 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
   const auto kernel = scan_groups<L>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "shared memory");
-  if (plan.counter_bytes > 0) {
-    auto* counters = static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes + plan.merge_bytes;
-    check(cudaMemsetAsync(counters, 0, plan.counter_bytes, stream), "counters");
-  }
   kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan, describe_keys<L>(p));
   check(cudaGetLastError(), "launch");
 }

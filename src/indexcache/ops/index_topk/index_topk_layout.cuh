@@ -169,11 +169,14 @@ struct GroupShared {
   KeyWalk range;  // all keys of the group
   // Of the last looks, look n at n % kLooks: twice n, plus 1 if a list was above the limit.
   volatile int looks[kLooks];
+  int bound_tile;  // before which bounds are exchanged; 0: never
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];
 
   static constexpr int kSelectionBytes = sizeof queries + sizeof keys + sizeof staged;
+  static_assert(kSelectionBytes % (16 * L::kGroupQueries) == 0);
+  static_assert(sizeof(HeldScratch) <= sizeof staged && alignof(HeldScratch) <= alignof(float4));
 };
 
 // Shared memory that a selection may use, in words.
@@ -197,6 +200,13 @@ struct QueryTeam : Team<kScorers / L::kGroupQueries> {
             words};
   }
 };
+
+// Or all scorers have one list, which then fits their registers.
+using BlockTeam = Team<kScorers>;
+using HeldList = HeldKeys<BlockTeam, kCandidateCapacity / kScorers>;
+__device__ __forceinline__ BlockTeam block_team() {
+  return {static_cast<int>(threadIdx.x), kScorersBarrier};
+}
 
 // A place in the ring of stages, and the parity of its present round.
 template <int stages>

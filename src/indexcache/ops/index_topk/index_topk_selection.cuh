@@ -1,24 +1,11 @@
-// An item of a block from its ranges to its rows: thresholds, scan, selection, and the merge of pieces.
+// An item of a block from its ranges to its rows: thresholds, scan, selection.
 #pragma once
 
 #include "indexcache/ops/index_topk/index_topk_candidates.cuh"
+#include "indexcache/ops/index_topk/index_topk_pieces.cuh"
 #include "indexcache/ops/index_topk/index_topk_seeds.cuh"
 
 namespace indexcache::index_topk_device {
-
-// What a piece kept to itself: its list's size, and the least key it published where it has more.
-struct PieceRest {
-  RankedKey bound;  // kEveryKey: published all
-  int size;
-};
-
-// Where the pieces of a query meet: [M][pieces * k] keys, [M][pieces] rests, and how many pieces of a
-// group are in.
-struct MergeLists {
-  RankedKey* keys;
-  PieceRest* rests;
-  unsigned* arrived;
-};
 
 // The scorers' work on one item.
 template <class L>
@@ -32,16 +19,7 @@ struct GroupSelection {
   RingPlace<L::kStages>& place;
   GroupState& state = shared.state;
   const Item& item = shared.item;
-  GroupCandidates<L> candidates{p, shared, place};
-
-  __device__ __forceinline__ MergeLists merge() const {
-    auto* workspace = static_cast<std::uint8_t*>(p.workspace);
-    auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
-    return {
-        merged,
-        reinterpret_cast<PieceRest*>(merged + std::int64_t{p.num_queries} * plan.pieces * p.top_k),
-        reinterpret_cast<unsigned*>(workspace + plan.lists_bytes + plan.merge_bytes)};
-  }
+  GroupCandidates<L> candidates{p, plan, shared, place};
 
   static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
   static __device__ __forceinline__ bool any(bool value) {
@@ -53,26 +31,21 @@ struct GroupSelection {
     return QueryTeam<L>::share(shared.keys, sizeof shared.keys + sizeof shared.staged);
   }
   __device__ __forceinline__ Room room() const {
-    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >=
-                  kOrderWords<Team<kScorers / kQueries>>);
+    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >= kOrderWords<QueryTeam<L>>);
     return QueryTeam<L>::share(shared.queries, GroupShared<L>::kSelectionBytes);
   }
 
   // A team: writes its query's row, the best of the list.
   __device__ __forceinline__ void write_row(const QueryTeam<L>& team, const RankedKey* list,
                                             int size) const {
-    const int wanted = min(p.top_k, candidates.range(team.query));
+    const int range = candidates.range(team.query);
     const Room free = room();
-    const RankedKey threshold = select_threshold(team, list, size, wanted, free.words, free.count,
-                                                 shared.select[team.query]);
-    write_reaching(team, list, size, threshold);
-  }
-  __device__ __forceinline__ void write_reaching(const QueryTeam<L>& team, const RankedKey* list,
-                                                 int size, RankedKey threshold) const {
+    SelectScratch& scratch = shared.select[team.query];
+    const RankedKey threshold =
+        select_threshold(team, list, size, min(p.top_k, range), free.words, free.count, scratch);
     std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
-    const int taken =
-        write_ascending(team, list, size, threshold, state.start[team.query],
-                        candidates.range(team.query), out, room().words, shared.select[team.query]);
+    const int taken = write_ascending(team, list, size, threshold, state.start[team.query], range,
+                                      out, free.words, free.count, scratch);
     for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
   }
 
@@ -132,86 +105,18 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // How many of its best keys a piece publishes at first: the number among a query's best k is about
-  // mean, with deviation sqrt(mean) at most.
-  __device__ __forceinline__ int quota() const {
-    const float mean = static_cast<float>(p.top_k) / plan.pieces;
-    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
-  }
-
-  // A team: the best `quota` keys of its query's list to their places among the merged, filled up with
-  // keys below all others, and what is left.
-  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
-    const int query = team.query, size = state.count[query], most = quota();
-    const std::int64_t row = item.first_query + query;
-    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
-    RankedKey* to = merge().keys + row * plan.pieces * p.top_k + item.piece * most;
-    SelectScratch& scratch = shared.select[query];
-    const Room free = room();
-    const RankedKey threshold =
-        select_threshold(team, list, size, most, free.words, free.count, scratch);
-    if (team.rank == 0) scratch.slot = 0;
-    team.sync();
-    append_keys(team, list, size, threshold, kNoKey, to, scratch);
-    for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
-    if (team.rank == 0) merge().rests[row * plan.pieces + item.piece] = {threshold, size};
-  }
-
-  // A team of a group's last block: writes its query's row from what the pieces published. A piece of
-  // which all went into the result may have more: its best k then join, still in its block's list.
-  __device__ __forceinline__ void write_merged(const QueryTeam<L>& team) const {
-    const int query = team.query;
-    const std::int64_t row = item.first_query + query;
-    RankedKey* merged = merge().keys + row * plan.pieces * p.top_k;
-    const PieceRest* rests = merge().rests + row * plan.pieces;
-    SelectScratch& scratch = shared.select[query];
-    const Room free = room();
-    int size = plan.pieces * quota();
-    const int wanted = min(p.top_k, candidates.range(query));
-    RankedKey threshold =
-        select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
-    bool more = false;
-    for (int i = team.rank; i < plan.pieces; i += team.size) more |= rests[i].bound > threshold;
-    if (barrier_any(team.barrier, team.size, more)) {
-      for (int piece = 0; piece < plan.pieces; ++piece) {
-        const PieceRest rest = rests[piece];
-        if (rest.bound <= threshold) continue;
-        // Pieces of a group are neighbouring blocks'.
-        const RankedKey* own =
-            candidates.lists() + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
-        const RankedKey least = max(threshold, select_threshold(team, own, rest.size, p.top_k,
-                                                                free.words, free.count, scratch));
-        if (team.rank == 0) scratch.slot = size;
-        team.sync();
-        append_keys(team, own, rest.size, least, rest.bound, merged, scratch);
-        size = scratch.slot;
-        team.sync();
-      }
-      threshold = select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
-    }
-    write_reaching(team, merged, size, threshold);
-  }
-
-  // The best keys of a piece join the merged ones; the group's last block writes the rows. No sample: a
-  // list that fills up is cut to its best k, so that it always holds those of what was scanned.
+  // A piece of the group's keys: what it found is published, and the group's last block writes the rows.
   __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
     candidates.begin(piece_of(keys));
     candidates.scores.stage_queries();
     candidates.scores.stage_weights();
     sync();
     candidates.scan();
-    const QueryTeam<L> team;
-    if (team.query < item.queries) publish(team);
-    sync();
-    // The barriers carry what the fences of one thread order to and from the others.
-    if (threadIdx.x == 0) {
-      __threadfence();
-      state.last =
-          atomicAdd(&merge().arrived[item.group], 1u) + 1 == static_cast<unsigned>(plan.pieces);
-      __threadfence();
-    }
-    sync();
-    if (state.last && team.query < item.queries) write_merged(team);
+    const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
+    for (int i = 0; i < item.queries; ++i) merge.publish(i);
+    if (!merge.arrive()) return;
+    for (int i = 0; i < item.queries; ++i) merge.write_row(i);
+    merge.reset();
   }
 
   // The keys that seeds name, or none.
