@@ -329,6 +329,7 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
   std::uint32_t prefix = 0;
   auto left = static_cast<unsigned>(wanted);
   bool found = false;
+#pragma unroll 1
   while (bits > 0 && !found) {
     const int width = min(bits, kDigits), shift = bits - width;
     held.for_each([&](RankedKey key) {
@@ -420,6 +421,7 @@ __device__ __forceinline__ void order_numbers(const Team& team, std::uint32_t* r
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = team.rank / 32;
   const int first = warp * turns * 32 + lane;
   const auto ones = [](uint4 x) { return __popc(x.x) + __popc(x.y) + __popc(x.z) + __popc(x.w); };
+#pragma unroll 1
   for (int base = 0; base < range; base += stretch) {
 #pragma unroll 1
     for (int i = 0; i < turns; ++i) bits[first + 32 * i] = {0, 0, 0, 0};

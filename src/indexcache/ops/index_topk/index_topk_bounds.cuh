@@ -31,6 +31,7 @@ __device__ __forceinline__ int bound_tile(const KeyWalk& walk, int tile) {
 // A warp: the least of what the pieces published for a query.
 __device__ __forceinline__ RankedKey least_bound(const RankedKey* bounds, int pieces) {
   RankedKey least = kNoKey;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) % 32; i < pieces; i += 32) {
     const RankedKey bound = *static_cast<const volatile RankedKey*>(bounds + i);
     least = bound < least ? bound : least;

@@ -172,6 +172,7 @@ struct GroupCandidates {
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
     if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
     if (tile == shared.bound_tile) {
+#pragma unroll 1
       for (int i = 0; i < shared.item.queries; ++i) {
         raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
       }

@@ -111,6 +111,7 @@ struct PieceMerge {
     const int taken = select.slot;
     std::int32_t* out = p.out + (std::int64_t{item.first_query} + query) * p.top_k;
     order_numbers(team, room, kOrderRoom, taken, range, out, select);
+#pragma unroll 1
     for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
   }
 
@@ -124,6 +125,7 @@ struct PieceMerge {
     const BlockTeam team = block_team();
     SelectScratch& select = shared.select[query];
     int size = PieceCounters(p, plan).published[shared.item.first_query + query];
+#pragma unroll 1
     for (int piece = 0; piece < plan.pieces; ++piece) {
       const PieceRest rest = rests[piece];
       if (rest.bound <= threshold) continue;
@@ -152,6 +154,7 @@ struct PieceMerge {
   // The last block, when no piece looks any more: the counters as the next call wants them.
   __device__ __forceinline__ void reset() const {
     const int first = item.first_query * plan.pieces;
+#pragma unroll 1
     for (int i = team.rank; i < item.queries * plan.pieces; i += team.size) {
       counters.bounds[first + i] = kEveryKey;
     }

@@ -113,8 +113,10 @@ struct GroupSelection {
     sync();
     candidates.scan();
     const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
+#pragma unroll 1
     for (int i = 0; i < item.queries; ++i) merge.publish(i);
     if (!merge.arrive()) return;
+#pragma unroll 1
     for (int i = 0; i < item.queries; ++i) merge.write_row(i);
     merge.reset();
   }
