@@ -72,19 +72,19 @@ TEST(IndexTopkPlan, FewGroupsAreCutInPiecesThatFillTheDevice) {
 }
 
 TEST(IndexTopkPlan, APieceIsWorthABlock) {
-  EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 4096), kProcessors).pieces, 4);
+  EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 4096), kProcessors).pieces, 16);
   EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 64), kProcessors).pieces, 1);
   EXPECT_EQ(plan_index_topk(decode(500, 1, 32, 65536), kProcessors).pieces, 1);
 }
 
-// Eight bytes a query and piece, four a query and a group: for calls of any shape.
+// Eight bytes a query and piece, twelve a query: for calls of any shape.
 TEST(IndexTopkPlan, TheCountersServeCallsOfAnyShape) {
   for (const IndexTopkCudaParams& p : {prefill(2048, 32, 200704), prefill(528, 32, 1 << 20),
                                        decode(1, 1, 32, 64), decode(66, 4, 32, 65536)}) {
     const IndexTopkPlan plan = plan_index_topk(p, kProcessors);
-    EXPECT_EQ(plan.counter_bytes, 13200);
+    EXPECT_EQ(plan.counter_bytes, 132 * 112);
     if (plan.pieces == 1) continue;
-    EXPECT_GE(plan.counter_bytes, p.num_queries * (plan.pieces * 8 + 4) + plan.groups * 4);
+    EXPECT_GE(plan.counter_bytes, p.num_queries * (plan.pieces * 8 + 12));
   }
 }
 
@@ -150,6 +150,16 @@ TEST(IndexTopkPlan, RefusesASmallWorkspace) {
   EXPECT_NO_THROW(check_workspace(p, plan));
   p.workspace_bytes -= 1;
   EXPECT_THROW(check_workspace(p, plan), InputError);
+}
+
+TEST(IndexTopkPlan, RefusesPiecesWithoutCounters) {
+  IndexTopkCudaParams p = decode(1, 1, 32, 4096);
+  const IndexTopkPlan plan = plan_index_topk(p, kProcessors);
+  p.workspace_bytes = plan.workspace_bytes;
+  EXPECT_THROW(check_workspace(p, plan), InputError);
+  char counters;
+  p.counters = &counters;
+  EXPECT_NO_THROW(check_workspace(p, plan));
 }
 
 // Two heads against two keys, worked out by hand: only dots above 0 count, the key's scale last.

@@ -387,110 +387,76 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
 }
 
 // take(key, place) for the held keys that reach the threshold, places from *slot on, which the team has
-// agreed on.
+// agreed on. Neighbouring lanes have neighbouring places.
 template <class Team, int each, class Take>
 __device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, RankedKey threshold,
                                            int* slot, const Take& take) {
+  const unsigned lane = threadIdx.x % 32, before = (1u << lane) - 1;
+  const auto takers = [&](RankedKey key) {
+    return __ballot_sync(kAllLanes, key != kEveryKey && key >= threshold);
+  };
   int wanted = 0;
-  held.for_each([&](RankedKey key) { wanted += key >= threshold; });
-  int place = take_places(slot, wanted);
-  held.for_each([&](RankedKey key) {
-    if (key >= threshold) take(key, place++);
-  });
-}
-
-// Writes `taken` distinct numbers of [0, range), at most kMostOrdered, ascending to `out`. They are the
-// first words of `room`, which has `words`, at least kOrderWords, of shared memory, aligned to 16 bytes; the team has agreed on
-// them. A bit for each, a stretch of the range at a time; a number's place is that of the bits before its
-// own, of which there is a count for every group of 128.
-constexpr int kMostOrdered = 2048;
-template <class Team>
-constexpr int kOrderWords = kMostOrdered + 5 * Team::size;
-
-template <class Team>
-__device__ __forceinline__ void order_numbers(const Team& team, std::uint32_t* room, int words,
-                                              int taken, int range, std::int32_t* out,
-                                              SelectScratch& scratch) {
-  const auto* numbers = reinterpret_cast<const int*>(room);
-  auto* bits = reinterpret_cast<uint4*>(room + kMostOrdered);
-  // Groups of a stretch: whole turns of the team, of which a warp's follow each other.
-  const int turns = min((words - kMostOrdered) / (5 * Team::size),
-                        (range + 128 * Team::size - 1) / (128 * Team::size));
-  const int stretch = turns * Team::size * 128;
-  std::uint32_t* before = room + kMostOrdered + turns * Team::size * 4;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = team.rank / 32;
-  const int first = warp * turns * 32 + lane;
-  const auto ones = [](uint4 x) { return __popc(x.x) + __popc(x.y) + __popc(x.z) + __popc(x.w); };
-#pragma unroll 1
-  for (int base = 0; base < range; base += stretch) {
-#pragma unroll 1
-    for (int i = 0; i < turns; ++i) bits[first + 32 * i] = {0, 0, 0, 0};
-    team.sync();
-#pragma unroll 4
-    for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = numbers[i] - base;
-      if (bit >= 0 && bit < stretch) {
-        atomicOr(&room[kMostOrdered + bit / 32], 1u << bit % 32);
-      }
-    }
-    team.sync();
-    int own = 0;
-#pragma unroll 1
-    for (int i = 0; i < turns; ++i) own += ones(bits[first + 32 * i]);
-    own = static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(own)));
-    if (lane == 0) scratch.counts[warp] = own;
-    team.sync();
-    int through = 0, all = 0;
 #pragma unroll
-    for (int i = 0; i < Team::size / 32; ++i) {
-      if (i < warp) through += scratch.counts[i];
-      all += scratch.counts[i];
-    }
-#pragma unroll 1
-    for (int i = 0; i < turns; ++i) {
-      const int inside = ones(bits[first + 32 * i]);
-      int sum = inside;
+  for (int i = 0; i < each; ++i) {
+    if (i >= held.used) break;
+    wanted += __popc(takers(held.keys[i]));
+  }
+  int place = lane == 0 && wanted > 0 ? atomicAdd(slot, wanted) : 0;
+  place = __shfl_sync(kAllLanes, place, 0);
 #pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, sum, step);
-        if (lane >= step) sum += other;
-      }
-      before[first + 32 * i] = through + sum - inside;
-      through += __shfl_sync(kAllLanes, sum, 31);
-    }
-    team.sync();
-#pragma unroll 4
-    for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = numbers[i] - base;
-      if (bit < 0 || bit >= stretch) continue;
-      const uint4 group = bits[bit / 128];
-      const int word = bit % 128 / 32;
-      const std::uint32_t below = (1u << bit % 32) - 1;
-      const int lower = __popc(group.x & (word > 0 ? ~0u : below)) +
-                        (word > 0 ? __popc(group.y & (word > 1 ? ~0u : below)) : 0) +
-                        (word > 1 ? __popc(group.z & (word > 2 ? ~0u : below)) : 0) +
-                        (word > 2 ? __popc(group.w & below) : 0);
-      out[before[bit / 128] + lower] = numbers[i];
-    }
-    out += all;
-    team.sync();
+  for (int i = 0; i < each; ++i) {
+    if (i >= held.used) break;
+    const unsigned all = takers(held.keys[i]);
+    if (all >> lane & 1) take(held.keys[i], place + __popc(all & before));
+    place += __popc(all);
   }
 }
 
-// Writes the indices, minus `first`, of the keys that reach the threshold, at most kMostOrdered, to
-// `out`, ascending; returns how many. All are in [first, first + range). `room` as above.
+// Writes distinct numbers of [0, range), at most kMostOrdered, ascending to out[0, top_k), and -1 after them.
+// for_own(visit) calls visit(number) for those of this thread. `room`: `words`, at least kOrderWords, of
+// shared memory. A bit for each, a stretch of the range at a time; the threads share out the words of bits,
+// each counts its own and then puts their numbers in the row.
+constexpr int kMostOrdered = 2048;
 template <class Team>
-__device__ __forceinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
-                                               RankedKey threshold, int first, int range,
-                                               std::int32_t* out, std::uint32_t* room, int words,
-                                               SelectScratch& scratch) {
-  if (team.rank == 0) scratch.slot = 0;
-  team.sync();
-  take_keys(team, list, size, threshold, kNoKey, scratch,
-            [&](RankedKey key, int place) { room[place] = key_index(key) - first; });
-  const int taken = scratch.slot;
-  order_numbers(team, room, words, taken, range, out, scratch);
-  return taken;
+constexpr int kOrderWords = kMostOrdered + Team::size;
+
+template <class Team, class ForOwn>
+__device__ __forceinline__ void write_ordered(const Team& team, int range, int top_k,
+                                              std::int32_t* out, std::uint32_t* room, int words,
+                                              SelectScratch& scratch, const ForOwn& for_own) {
+  std::uint32_t* bits = room + kMostOrdered;
+  const int used = min(words - kMostOrdered, (range + 31) / 32);
+  const int chunk = (used + Team::size - 1) / Team::size | 1;  // odd: lanes meet no bank twice
+  const int from = min(team.rank * chunk, used), to = min(from + chunk, used);
+  int taken = 0;
+#pragma unroll 1
+  for (int base = 0; base < range; base += 32 * used) {
+#pragma unroll 4
+    for (int i = team.rank; i < used; i += Team::size) bits[i] = 0;
+    team.sync();
+    for_own([&](int number) {
+      const int bit = number - base;
+      if (bit >= 0 && bit < 32 * used) atomicOr(&bits[bit / 32], 1u << bit % 32);
+    });
+    team.sync();
+    unsigned own = 0, all = 0;
+#pragma unroll 4
+    for (int i = from; i < to; ++i) own += __popc(bits[i]);
+    int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
+#pragma unroll 1
+    for (int i = from; i < to; ++i) {
+#pragma unroll 1
+      for (std::uint32_t rest = bits[i]; rest != 0; rest &= rest - 1) {
+        room[place++] = base + 32 * i + __ffs(static_cast<int>(rest)) - 1;
+      }
+    }
+    taken += static_cast<int>(all);
+    team.sync();
+  }
+#pragma unroll 4
+  for (int i = team.rank; i < top_k; i += Team::size) {
+    out[i] = i < taken ? static_cast<std::int32_t>(room[i]) : -1;
+  }
 }
 
 }  // namespace indexcache::device

@@ -10,13 +10,13 @@ namespace indexcache::index_topk_device {
 
 // What the pieces of all groups share in IndexTopkCudaParams::counters, all zero between calls.
 struct PieceCounters {
-  RankedKey* bounds;  // [M][pieces]; kEveryKey: none yet
-  int* published;     // [M]: keys that pieces published
-  unsigned* arrived;  // [groups]: pieces that are done
+  RankedKey* bounds;            // [M][pieces]; kEveryKey: none yet
+  unsigned long long* arrived;  // [M]: pieces that are done, in the upper half, and their keys
+  int* published;               // [M]: places for keys given out
   __device__ __forceinline__ PieceCounters(const IndexTopkCudaParams& p, const IndexTopkPlan& plan)
       : bounds(static_cast<RankedKey*>(p.counters)),
-        published(reinterpret_cast<int*>(bounds + std::int64_t{p.num_queries} * plan.pieces)),
-        arrived(reinterpret_cast<unsigned*>(published + p.num_queries)) {}
+        arrived(bounds + std::int64_t{p.num_queries} * plan.pieces),
+        published(reinterpret_cast<int*>(arrived + p.num_queries)) {}
 };
 
 constexpr int kFirstBoundKeys = 2048;  // a piece's, before its first bound

@@ -32,20 +32,6 @@ struct GroupCandidates {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
 
-  // A warp: the next places in a query's list, as many as each lane wants.
-  __device__ __forceinline__ int take_slots(int query, int wanted) const {
-    int* count = &shared.state.count[query];
-    if constexpr (kQueries > 2) return wanted > 0 ? atomicAdd(count, wanted) : 0;
-    // Few counters, where lanes would wait for each other: one addition a warp and query.
-    int slot = 0;
-#pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      const int place = take_places(&shared.state.count[i], query == i ? wanted : 0);
-      if (query == i) slot = place;
-    }
-    return slot;
-  }
-
   // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
   // queries it is of.
   struct Found {
@@ -82,6 +68,29 @@ struct GroupCandidates {
     return found;
   }
 
+  // A warp: appends keys[i] where bit i of wanted is set. Few queries, of which most lanes' keys are: one
+  // addition for all lanes of a query, and keys side by side, as stores of one sector each would queue.
+  __device__ __forceinline__ void append_together(const RankedKey (&keys)[L::kStaged - 1],
+                                                  unsigned wanted) const {
+    const unsigned lane = threadIdx.x % 32, before = (1u << lane) - 1;
+    const unsigned mates = kQueries == 1 ? kAllLanes : 0x55555555u << lane % 2;
+    const int query = GroupScores<L>::own_query(0);
+    int all = 0;
+#pragma unroll
+    for (int i = 0; i < L::kStaged - 1; ++i) {
+      all += __popc(__ballot_sync(kAllLanes, wanted >> i & 1) & mates);
+    }
+    int slot = lane < kQueries && all > 0 ? atomicAdd(&shared.state.count[query], all) : 0;
+    slot = __shfl_sync(kAllLanes, slot, lane % kQueries);
+    RankedKey* list = lists() + query * kCandidateCapacity + slot;
+#pragma unroll
+    for (int i = 0; i < L::kStaged - 1; ++i) {
+      const unsigned takers = __ballot_sync(kAllLanes, wanted >> i & 1) & mates;
+      if (wanted >> i & 1) list[__popc(takers & before)] = keys[i];
+      list += __popc(takers);
+    }
+  }
+
   // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
   // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
@@ -105,13 +114,18 @@ struct GroupCandidates {
         wanted[own] |= static_cast<unsigned>(takes) << i;
       }
     }
+    if constexpr (kQueries <= 2) {
+      append_together(keys, wanted[0]);
+    } else {
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int query = GroupScores<L>::own_query(own);
-      RankedKey* to = lists() + query * kCandidateCapacity + take_slots(query, __popc(wanted[own]));
+      for (int own = 0; own < kOwn; ++own) {
+        const int query = GroupScores<L>::own_query(own), taken = __popc(wanted[own]);
+        const int slot = taken > 0 ? atomicAdd(&shared.state.count[query], taken) : 0;
+        RankedKey* to = lists() + query * kCandidateCapacity + slot;
 #pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (wanted[own] >> i & 1) *to++ = keys[i];
+        for (int i = 0; i < kMost; ++i) {
+          if (wanted[own] >> i & 1) *to++ = keys[i];
+        }
       }
     }
     end = from;
@@ -171,7 +185,7 @@ struct GroupCandidates {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
     if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
-    if (tile == shared.bound_tile) {
+    if (L::kInPieces && tile == shared.bound_tile) {
 #pragma unroll 1
       for (int i = 0; i < shared.item.queries; ++i) {
         raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
@@ -257,7 +271,8 @@ struct GroupCandidates {
       }
       // At a look what is staged may wait.
       const bool looks = tile == stop && tile < tiles;
-      const bool full = looks && (tile == shared.bound_tile || look(tile / L::kTilesPerLook));
+      const bool full =
+          looks && (L::kInPieces && tile == shared.bound_tile || look(tile / L::kTilesPerLook));
       if (!looks || full) append();
       if (full || tile == tiles) return tile;
       if (looks) stop = min(tile + L::kTilesPerLook, tiles);

@@ -120,7 +120,7 @@ KeyMaps describe_keys(const IndexTopkCudaParams& p) {
 }
 
 template <class L>
-void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+void launch_kernel(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
   constexpr int kBytes = sizeof(GroupShared<L>) + alignof(GroupShared<L>) - 1024;
   static_assert(kBytes <= kSharedMemory);
   const auto kernel = scan_groups<L>;
@@ -128,6 +128,12 @@ void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_
         "shared memory");
   kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan, describe_keys<L>(p));
   check(cudaGetLastError(), "launch");
+}
+
+template <class L>
+void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+  return plan.pieces > 1 ? launch_kernel<InPieces<L>>(p, plan, stream)
+                         : launch_kernel<L>(p, plan, stream);
 }
 
 template <bool kPaged>

@@ -89,7 +89,7 @@ void index_topk_cuda(const IndexTopkCudaParams& params, const IndexTopkPlan& pla
                      CUstream_st* stream);
 
 // For the launching code, which nvcc compiles and which therefore does without error.h: throws
-// InputError if the workspace is too small; throws DeviceError.
+// InputError if the workspace is too small or counters are missing; throws DeviceError.
 void check_workspace(const IndexTopkCudaParams& params, const IndexTopkPlan& plan);
 [[noreturn]] void index_topk_refused(const char* what, const char* cuda_message);
 

@@ -21,13 +21,14 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
   return static_cast<const std::uint8_t*>(p.keys) + page_index(p, request, key) * p.page_stride;
 }
 
-// Boxes of 64 keys that follow each other come by tensor copies, which one lane of the first warp
-// asks for. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
+// Boxes of 64 keys that follow each other come by tensor copies, which one lane of a warp asks for, a
+// warp for each box of a tile. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
 // a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
   static constexpr int kBlocks = L::kTileKeys / kBlockRows;
+  static_assert(kFetchWarps % kBlocks == 0);
   static constexpr int kTileBytes = L::kKeyBytes + (L::Format::kHasScale ? L::kTileKeys * 4 : 0);
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
   static constexpr int kRows = L::kTileKeys / kFetchWarps;
@@ -41,37 +42,37 @@ struct KeyFetcher {
   int warp = static_cast<int>(threadIdx.x) % kFetchers / 32;
   int lane = static_cast<int>(threadIdx.x) % 32;
 
-  // The page of this lane among those of 32 blocks of a walk; past its end that of the last key.
-  __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int block) const {
+  // The page of this warp's block i of a walk; past its end that of the last key.
+  __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int i) const {
     if (!L::kPaged) return 0;
-    return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
+    const int key = (i * kBlocks + warp) * kBlockRows;
+    return page_index(p, request, walk.key_in_blocks(min(key, walk.count - 1)));
   }
 
-  // One warp: the tiles of a walk over all keys, as the ring has room for them.
+  // One warp of kBlocks: its block of each tile of a walk over all keys, as the ring has room for them. To
+  // ask for a box takes hundreds of cycles, so the warps share them out.
   __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
     int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
-    for (int block = 0; block * kBlockRows < walk.count; block += kBlocks) {
-      if (L::kPaged && block > 0 && block % 32 == 0) {
+    for (int i = 0; i * L::kTileKeys < walk.count; ++i) {
+      if (L::kPaged && i > 0 && i % 32 == 0) {
         pages = next_pages;
-        next_pages = page_of_block(walk, block + 32 + lane);
+        next_pages = page_of_block(walk, i + 32 + lane);
       }
       std::uint64_t* full = &shared.full[place.stage];
+      const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, i % 32) : 0;
+      const int key = L::kPaged ? 0 : walk.key_in_blocks((i * kBlocks + warp) * kBlockRows);
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      if (lane == 0) mbarrier_expect(full, kTileBytes, kFetchWarps);
-#pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        const int key = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
-        if (lane > 0) continue;
+      if (lane == 0) {
+        mbarrier_expect(full, kTileBytes / kBlocks, kFetchWarps / kBlocks);
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {
-          const int to = (i * L::kHalves + half) * (kBlockRows * 128);
+          const int to = (warp * L::kHalves + half) * (kBlockRows * 128);
           copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
                    full);
         }
         if constexpr (L::Format::kHasScale) {
-          copy_box(shared_address(shared.scales[place.stage] + i * kBlockRows), maps.scales, key, 0,
-                   page, full);
+          copy_box(shared_address(shared.scales[place.stage] + warp * kBlockRows), maps.scales, key,
+                   0, page, full);
         }
       }
       __syncwarp();
@@ -151,7 +152,7 @@ struct KeyFetcher {
   __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
-    } else if (warp == 0) {
+    } else if (warp < kBlocks) {
       fetch_boxes(walk, place);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);

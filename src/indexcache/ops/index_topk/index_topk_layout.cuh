@@ -95,7 +95,7 @@ struct Layout {
   static constexpr int kParts = parts, kQueries = queries, kColumns = columns;
   static constexpr int kGroupQueries = kParts * kQueries;
   static constexpr int kStages = stages;
-  static constexpr bool kPaged = paged;
+  static constexpr bool kPaged = paged, kInPieces = false;
   static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
   static constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
@@ -137,6 +137,12 @@ struct Layout {
   }
 };
 
+// The same for a plan with pieces. A kernel of its own: with both in one there are registers for neither.
+template <class L>
+struct InPieces : L {
+  static constexpr bool kInPieces = true;
+};
+
 // What the block knows of its queries.
 struct GroupState {
   RankedKey threshold[8];
@@ -144,7 +150,8 @@ struct GroupState {
   int start[8], end[8];
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
-  bool last;  // this block is the last of its group
+  bool last[8];      // this block is the query's last
+  int published[8];  // by all pieces, then
 };
 
 // A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's

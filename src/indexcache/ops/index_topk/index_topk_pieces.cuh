@@ -44,20 +44,26 @@ struct PieceMerge {
     return *reinterpret_cast<HeldScratch*>(shared.staged);
   }
 
+  __device__ __forceinline__ bool publishes_all(int query) const {
+    return state.count[query] <= min(p.top_k, kCandidateCapacity / plan.pieces);
+  }
+  __device__ __forceinline__ int keys_published(int query) const {
+    return publishes_all(query) ? state.count[query] : plan.quota;
+  }
+
   // A query's keys to their places among the merged. What all pieces publish fits a list.
   __device__ __forceinline__ void publish(int query) const {
     SelectScratch& select = shared.select[query];
-    const int size = state.count[query];
-    const bool all = size <= min(p.top_k, kCandidateCapacity / plan.pieces);
-    const int published = all ? size : plan.quota;
+    const int size = state.count[query], wanted = keys_published(query);
     int first = 0;
     if (team.rank == 0) {
-      first = atomicAdd(&counters.published[item.first_query + query], published);
+      first = atomicAdd(&counters.published[item.first_query + query], wanted);
     }
     const RankedKey* list = lists + query * kCandidateCapacity;
     const HeldList held(team, list, size);
     const RankedKey threshold =
-        all ? kEveryKey : held_threshold(team, held, list, size, published, scratch(), select);
+        publishes_all(query) ? kEveryKey
+                             : held_threshold(team, held, list, size, wanted, scratch(), select);
     if (team.rank == 0) {
       select.slot = first;
       rests(query)[item.piece] = {threshold, size};
@@ -67,64 +73,65 @@ struct PieceMerge {
     place_held(held, threshold, &select.slot, [&](RankedKey key, int place) { to[place] = key; });
   }
 
-  // Whether this piece is the group's last. The barriers carry what one thread orders to and from the
-  // others.
-  __device__ __forceinline__ bool arrive() const {
+  // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
+  // from the others.
+  __device__ __forceinline__ void arrive() const {
     team.sync();
-    if (team.rank == 0) {
-      unsigned before;
-      asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                   : "=r"(before)
-                   : "l"(__cvta_generic_to_global(counters.arrived + item.group))
+    if (team.rank < item.queries) {
+      const int query = team.rank, own = keys_published(query);
+      unsigned long long before;
+      asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], %2;"
+                   : "=l"(before)
+                   : "l"(__cvta_generic_to_global(counters.arrived + item.first_query + query)),
+                     "l"(1ull << 32 | static_cast<unsigned>(own))
                    : "memory");
-      state.last = before + 1 == static_cast<unsigned>(plan.pieces);
+      state.last[query] = static_cast<int>(before >> 32) + 1 == plan.pieces;
+      state.published[query] = static_cast<int>(static_cast<unsigned>(before)) + own;
     }
     team.sync();
-    return state.last;
   }
 
-  // The last block: a query's row from what the pieces published. A piece of which all went into the
-  // result may have more: its best k then join, still in its block's list.
+  // A query's last block: its row from what the pieces published. A piece of which all went into the
+  // result may have more: its best k then join, still in its block's list. Leaves the counters zero.
   __device__ __forceinline__ void write_row(int query) const {
     static_assert(kMostPieces <= kScorers);
     SelectScratch& select = shared.select[query];
+    const std::int64_t row = item.first_query + query;
     RankedKey* list = merged(query);
-    const int size = counters.published[item.first_query + query];
+    const int size = state.published[query];
+    const HeldList held(team, list, size);
     const PieceRest rest = team.rank < plan.pieces ? rests(query)[team.rank] : PieceRest{};
+    if (team.rank < plan.pieces) counters.bounds[row * plan.pieces + team.rank] = kEveryKey;
+    if (team.rank == 0) {
+      counters.arrived[row] = 0;
+      counters.published[row] = 0;
+    }
     const int start = state.start[query], range = max(0, state.end[query] - start);
     const int wanted = min(p.top_k, range);
-    const HeldList held(team, list, size);
+    std::int32_t* out = p.out + row * p.top_k;
     const RankedKey threshold = held_threshold(team, held, list, size, wanted, scratch(), select);
-    std::uint32_t* room = order_room();
-    if (team.rank == 0) select.slot = 0;
-    const auto number = [&](RankedKey key, int place) { room[place] = key_index(key) - start; };
     if (barrier_any(team.barrier, team.size, rest.bound > threshold)) {
-      const int joined = join_rests(p, plan, shared, lists, list, rests(query), query, threshold);
-      const RankedKey least = select_threshold(team, list, joined, wanted, nullptr, 0, select);
-      if (team.rank == 0) select.slot = 0;
-      team.sync();
-      take_keys(team, list, joined, least, kNoKey, select, number);
-    } else {
-      place_held(held, threshold, &select.slot, number);
-      team.sync();
+      return join_rests(p, plan, shared, lists, list, rests(query), query, threshold);
     }
-    const int taken = select.slot;
-    std::int32_t* out = p.out + (std::int64_t{item.first_query} + query) * p.top_k;
-    order_numbers(team, room, kOrderRoom, taken, range, out, select);
-#pragma unroll 1
-    for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
+    write_ordered(team, range, p.top_k, out, order_room(shared), kOrderRoom, select,
+                  [&](const auto& visit) {
+                    held.for_each([&](RankedKey key) {
+                      if (key >= threshold) visit(key_index(key) - start);
+                    });
+                  });
   }
 
-  // The best k of pieces that have more than they published and may have more of the result: what they
-  // kept joins the merged keys. How many these are then.
-  static __device__ __noinline__ int join_rests(const IndexTopkCudaParams& p,
-                                                const IndexTopkPlan& plan, GroupShared<L>& shared,
-                                                const RankedKey* lists, RankedKey* merged,
-                                                const PieceRest* rests, int query,
-                                                RankedKey threshold) {
+  // The same where pieces that have more than they published may have more of the result: the best k
+  // that they kept join the merged keys.
+  static __device__ __noinline__ void join_rests(const IndexTopkCudaParams& p,
+                                                 const IndexTopkPlan& plan, GroupShared<L>& shared,
+                                                 const RankedKey* lists, RankedKey* merged,
+                                                 const PieceRest* rests, int query,
+                                                 RankedKey threshold) {
     const BlockTeam team = block_team();
+    const GroupState& state = shared.state;
     SelectScratch& select = shared.select[query];
-    int size = PieceCounters(p, plan).published[shared.item.first_query + query];
+    int size = state.published[query];
 #pragma unroll 1
     for (int piece = 0; piece < plan.pieces; ++piece) {
       const PieceRest rest = rests[piece];
@@ -141,25 +148,23 @@ struct PieceMerge {
       size = select.slot;
       team.sync();
     }
-    return size;
+    const int start = state.start[query], range = max(0, state.end[query] - start);
+    const RankedKey least =
+        select_threshold(team, merged, size, min(p.top_k, range), nullptr, 0, select);
+    std::int32_t* out = p.out + (std::int64_t{shared.item.first_query} + query) * p.top_k;
+    write_ordered(team, range, p.top_k, out, order_room(shared), kOrderRoom, select,
+                  [&](const auto& visit) {
+                    for_each_key(team, merged, size, [&](RankedKey key, bool valid) {
+                      if (valid && key >= least) visit(key_index(key) - start);
+                    });
+                  });
   }
 
   // Where a row is put in order: where the keys were.
   static constexpr int kOrderRoom = sizeof(GroupShared<L>::keys) / 4;
   static_assert(kOrderRoom >= kOrderWords<BlockTeam>);
-  __device__ __forceinline__ std::uint32_t* order_room() const {
+  static __device__ __forceinline__ std::uint32_t* order_room(GroupShared<L>& shared) {
     return reinterpret_cast<std::uint32_t*>(shared.keys);
-  }
-
-  // The last block, when no piece looks any more: the counters as the next call wants them.
-  __device__ __forceinline__ void reset() const {
-    const int first = item.first_query * plan.pieces;
-#pragma unroll 1
-    for (int i = team.rank; i < item.queries * plan.pieces; i += team.size) {
-      counters.bounds[first + i] = kEveryKey;
-    }
-    if (team.rank < item.queries) counters.published[item.first_query + team.rank] = 0;
-    if (team.rank == 0) counters.arrived[item.group] = 0;
   }
 };
 

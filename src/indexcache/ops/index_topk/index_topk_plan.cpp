@@ -8,9 +8,10 @@ namespace indexcache {
 namespace {
 
 constexpr std::int64_t kPageBytes = 64 * (128 + 4);
-constexpr std::int32_t kLeastPiece = 1024;  // keys worth a block of their own
-// A bound of 8 bytes a piece and query, of eight at most; a counter a query and a group.
-constexpr std::int64_t kCounterBytes = 8 * 8 + 8 * 4 + 4;
+constexpr std::int32_t kLeastPiece = 256;  // keys worth a block of their own
+// A block's share: eight bounds of 8 bytes; for at most four queries (with two pieces, eight for two
+// blocks) 12 bytes of counters.
+constexpr std::int64_t kCounterBytes = 8 * 8 + 4 * 12;
 
 void require(bool holds, const char* argument, const char* expected, std::int64_t found) {
   if (holds) return;
@@ -92,6 +93,10 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
 }
 
 void check_workspace(const IndexTopkCudaParams& p, const IndexTopkPlan& plan) {
+  if (plan.pieces > 1 && p.counters == nullptr) {
+    throw expectation_error("index_topk on CUDA: counters",
+                            fmt::format("{} bytes", plan.counter_bytes), "none");
+  }
   if (p.workspace_bytes >= plan.workspace_bytes) return;
   throw expectation_error("index_topk on CUDA: workspace",
                           fmt::format("{} bytes", plan.workspace_bytes),

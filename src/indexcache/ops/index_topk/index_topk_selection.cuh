@@ -44,9 +44,13 @@ struct GroupSelection {
     const RankedKey threshold =
         select_threshold(team, list, size, min(p.top_k, range), free.words, free.count, scratch);
     std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
-    const int taken = write_ascending(team, list, size, threshold, state.start[team.query], range,
-                                      out, free.words, free.count, scratch);
-    for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
+    const int start = state.start[team.query];
+    write_ordered(team, range, p.top_k, out, free.words, free.count, scratch,
+                  [&](const auto& visit) {
+                    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
+                      if (valid && key >= threshold) visit(key_index(key) - start);
+                    });
+                  });
   }
 
   // The scorers: writes the rows of all queries that are not written.
@@ -115,10 +119,11 @@ struct GroupSelection {
     const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
 #pragma unroll 1
     for (int i = 0; i < item.queries; ++i) merge.publish(i);
-    if (!merge.arrive()) return;
+    merge.arrive();
 #pragma unroll 1
-    for (int i = 0; i < item.queries; ++i) merge.write_row(i);
-    merge.reset();
+    for (int i = 0; i < item.queries; ++i) {
+      if (state.last[i]) merge.write_row(i);
+    }
   }
 
   // The keys that seeds name, or none.
@@ -175,17 +180,23 @@ struct GroupSelection {
     finish();
   }
 
+  // The rows of queries that have no keys.
+  __device__ __forceinline__ void write_nothing() const {
+    std::int32_t* out = p.out + std::int64_t{item.first_query} * p.top_k;
+    for (int i = threadIdx.x; i < item.queries * p.top_k; i += kScorers) out[i] = -1;
+  }
+
   // A block's item: a group of queries, or a piece of its keys.
   __device__ __forceinline__ void run(const Item& next) const {
     if (threadIdx.x == 0) shared.item = next;
     sync();
     const KeyWalk keys = open_group();
-    if (keys.count > 0 && plan.pieces > 1) {
+    if (keys.count == 0) {
+      if (item.piece == 0) write_nothing();
+    } else if constexpr (L::kInPieces) {
       select_in_pieces(keys);
-    } else if (keys.count > 0) {
+    } else {
       select(keys);
-    } else if (item.piece == 0) {
-      finish();
     }
     sync();  // the next item changes the state
   }
