@@ -187,7 +187,7 @@ struct GroupCandidates {
     if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
     if (L::kInPieces && tile == shared.bound_tile) {
 #pragma unroll 1
-      for (int i = 0; i < shared.item.queries; ++i) {
+      for (int i = 0; i < queries_of_piece<L>(shared.item); ++i) {
         raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
       }
       barrier_sync(kScorersBarrier, kScorers);
@@ -282,15 +282,18 @@ struct GroupCandidates {
     return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
   }
 
+  // One thread: what the next scan() walks.
+  __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
+    shared.walk = walk;
+    shared.bound_tile = bound_tile<L>(walk, kFirstBoundKeys / L::kTileKeys);
+    reset_looks(0);
+  }
+
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
   // fetchers know a walk once its tiles come; of one without tiles they hear nothing.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
     barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
-    if (threadIdx.x == 0) {
-      shared.walk = walk;
-      shared.bound_tile = plan.pieces > 1 ? bound_tile<L>(walk, kFirstBoundKeys / L::kTileKeys) : 0;
-      reset_looks(0);
-    }
+    if (threadIdx.x == 0) open_walk(walk);
     if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);

@@ -32,36 +32,44 @@ namespace {
 
 using namespace index_topk_device;
 
-// The fetchers: the keys of one walk after the other.
+// The fetchers: the keys of one walk after the other. A piece has one walk, which needs nothing of what
+// the scorers know.
 template <class L>
-__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const KeyMaps& maps,
-                                            GroupShared<L>& shared) {
+__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
+                                            const KeyMaps& maps, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
+  const auto request_of = [&](const Item& item) {
+    return p.tokens_per_request > 0 ? item.group : 0;
+  };
   if (threadIdx.x == kScorers && p.num_keys > 0) {
     prefetch_map(maps.rows);
     if (L::Format::kHasScale) prefetch_map(maps.scales);
   }
+  if constexpr (L::kInPieces) {
+    const Item item = item_at(p, plan, blockIdx.x);
+    const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
+    __syncthreads();  // barriers are ready
+    KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
+    return;
+  }
+  __syncthreads();
   for (;;) {
     barrier_sync(kScanBarrier, kThreads);
     const KeyWalk walk = shared.walk;
     if (walk.count < 0) return;
     barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it is there
-    const int request = p.tokens_per_request > 0 ? shared.item.group : 0;
-    KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
+    KeyFetcher<L>{p, maps, request_of(shared.item), shared}.fetch(walk, place);
   }
 }
 
-// The scorers: one item after the other.
+// The scorers: one item after the other; of pieces there are no more than blocks.
 template <class L>
 __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
-  for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
-    // Later queries usually have more keys: the longest first.
-    const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
-    GroupSelection<L>{p, plan, shared, place}.run(
-        {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
-  }
+  const GroupSelection<L> selection{p, plan, shared, place};
+  if constexpr (L::kInPieces) return selection.run_piece(item_at(p, plan, blockIdx.x));
+  for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
   if (threadIdx.x == 0) shared.walk.count = -1;
   barrier_sync(kScanBarrier, kThreads);
 }
@@ -80,11 +88,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     mbarrier_init_fence();
   }
-  __syncthreads();
   if (threadIdx.x >= kScorers) {
     give_registers<kFetcherRegisters>();
-    fetch_walks(p, maps, shared);
+    fetch_walks(p, plan, maps, shared);
   } else {
+    __syncthreads();
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
   }

@@ -81,6 +81,53 @@ struct Item {
   int group, piece;
   int first_query, queries;
 };
+// Item i of a plan. Later queries usually have more keys: the longest first.
+__device__ __forceinline__ Item item_at(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
+                                        int i) {
+  const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
+  return {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)};
+}
+
+// The queries of a piece's group, of which none is without queries: no loop where there is room for one.
+template <class L>
+__device__ __forceinline__ int queries_of_piece(const Item& item) {
+  return L::kGroupQueries == 1 ? 1 : item.queries;
+}
+
+struct KeyRange {
+  int start, end;
+};
+__device__ __forceinline__ KeyRange range_of(const IndexTopkCudaParams& p, int query) {
+  return {p.start != nullptr ? max(0, p.start[query]) : 0, min(p.num_keys, p.end[query])};
+}
+
+// A warp: the keys that hold the ranges of all queries of a group. From the start of a page on, where
+// there are pages: a warp's 16 keys are then of one page.
+template <class L>
+__device__ __forceinline__ KeyWalk keys_of_group(const IndexTopkCudaParams& p, const Item& item) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int first = 0x7FFFFFFF, last = 0;
+  if (lane < item.queries) {
+    const KeyRange range = range_of(p, item.first_query + lane);
+    if (range.end > range.start) {
+      first = range.start;
+      last = range.end;
+    }
+  }
+  first = __reduce_min_sync(0xFFFFFFFFu, first);
+  last = __reduce_max_sync(0xFFFFFFFFu, last);
+  if (L::kPaged) first = first / kPageKeys * kPageKeys;
+  return last > first ? KeyWalk{first, last - first} : KeyWalk{};
+}
+
+// A piece of them: every pieces-th block of 64, so that no piece has all of a stretch with high scores.
+__device__ __forceinline__ KeyWalk piece_of(const KeyWalk& keys, int piece, int pieces) {
+  const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
+  const int own = (blocks - piece + pieces - 1) / pieces;
+  const bool has_last = own > 0 && piece + (own - 1) * pieces == blocks - 1;
+  const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
+  return {keys.first + piece * kBlockRows, max(count, 0), (pieces - 1) * kBlockRows};
+}
 
 // A group of kGroupQueries queries. The scoring warpgroups share a tile: by queries in kParts, by
 // keys in 4 / kParts blocks of 64. A warpgroup's products of its 64 keys with its kQueries queries'

@@ -62,38 +62,18 @@ struct GroupSelection {
     }
   }
 
-  // Reads the ranges; the keys that hold them all.
-  __device__ __forceinline__ KeyWalk open_group() const {
-    if (threadIdx.x < kQueries) {
-      const int i = threadIdx.x, query = item.first_query + i;
-      const bool real = i < item.queries;
-      state.start[i] = real && p.start != nullptr ? max(0, p.start[query]) : 0;
-      state.end[i] = real ? min(p.num_keys, p.end[query]) : 0;
-      state.threshold[i] = kEveryKey;
-      state.count[i] = 0;
-      state.settled[i] = false;
-      state.written[i] = false;
-    }
-    sync();
-    int first = 0x7FFFFFFF, last = 0;
-    for (int i = 0; i < kQueries; ++i) {
-      if (candidates.range(i) == 0) continue;
-      first = min(first, state.start[i]);
-      last = max(last, state.end[i]);
-    }
-    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page.
-    if (L::kPaged) first = first / kPageKeys * kPageKeys;
-    return last > first ? KeyWalk{first, last - first} : KeyWalk{};
-  }
-
-  // This item's piece of the keys: every pieces-th block of 64, so that no piece has all of a stretch
-  // with high scores.
-  __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
-    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-    const int own = (blocks - item.piece + plan.pieces - 1) / plan.pieces;
-    const bool has_last = own > 0 && item.piece + (own - 1) * plan.pieces == blocks - 1;
-    const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
-    return {keys.first + item.piece * kBlockRows, max(count, 0), (plan.pieces - 1) * kBlockRows};
+  // The state of a group that nothing is known of but its ranges.
+  __device__ __forceinline__ void open(const Item& next) const {
+    if (threadIdx.x == 0) shared.item = next;
+    if (threadIdx.x >= kQueries) return;
+    const int i = threadIdx.x;
+    const KeyRange range = i < next.queries ? range_of(p, next.first_query + i) : KeyRange{};
+    state.start[i] = range.start;
+    state.end[i] = range.end;
+    state.threshold[i] = kEveryKey;
+    state.count[i] = 0;
+    state.settled[i] = false;
+    state.written[i] = false;
   }
 
   // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
@@ -109,19 +89,27 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // A piece of the group's keys: what it found is published, and the group's last block writes the rows.
-  __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
-    candidates.begin(piece_of(keys));
+  // A piece: what it found is published, and the query's last block writes the row.
+  __device__ __forceinline__ void run_piece(const Item& next) const {
+    const KeyWalk keys = keys_of_group<L>(p, next);
+    open(next);
+    if (threadIdx.x == 0) candidates.open_walk(piece_of(keys, next.piece, plan.pieces));
+    sync();
+    if (keys.count == 0) {
+      if (next.piece == 0) write_nothing();
+      return;
+    }
     candidates.scores.stage_queries();
     candidates.scores.stage_weights();
     sync();
     candidates.scan();
     const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
+    const int queries = queries_of_piece<L>(item);
 #pragma unroll 1
-    for (int i = 0; i < item.queries; ++i) merge.publish(i);
+    for (int i = 0; i < queries; ++i) merge.publish(i);
     merge.arrive();
 #pragma unroll 1
-    for (int i = 0; i < item.queries; ++i) {
+    for (int i = 0; i < queries; ++i) {
       if (state.last[i]) merge.write_row(i);
     }
   }
@@ -186,17 +174,15 @@ struct GroupSelection {
     for (int i = threadIdx.x; i < item.queries * p.top_k; i += kScorers) out[i] = -1;
   }
 
-  // A block's item: a group of queries, or a piece of its keys.
+  // A group.
   __device__ __forceinline__ void run(const Item& next) const {
-    if (threadIdx.x == 0) shared.item = next;
+    const KeyWalk keys = keys_of_group<L>(p, next);
+    open(next);
     sync();
-    const KeyWalk keys = open_group();
-    if (keys.count == 0) {
-      if (item.piece == 0) write_nothing();
-    } else if constexpr (L::kInPieces) {
-      select_in_pieces(keys);
-    } else {
+    if (keys.count > 0) {
       select(keys);
+    } else {
+      write_nothing();
     }
     sync();  // the next item changes the state
   }
