@@ -49,7 +49,7 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     const Item item = item_at(p, plan, blockIdx.x);
     const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
     __syncthreads();  // barriers are ready
-    KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
+    if (walk.count > 0) KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
     return;
   }
   __syncthreads();
