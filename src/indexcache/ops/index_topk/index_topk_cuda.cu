@@ -50,15 +50,15 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
     __syncthreads();  // barriers are ready
     if (walk.count > 0) KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
-    return;
-  }
-  __syncthreads();
-  for (;;) {
-    barrier_sync(kScanBarrier, kThreads);
-    const KeyWalk walk = shared.walk;
-    if (walk.count < 0) return;
-    barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it is there
-    KeyFetcher<L>{p, maps, request_of(shared.item), shared}.fetch(walk, place);
+  } else {
+    __syncthreads();
+    for (;;) {
+      barrier_sync(kScanBarrier, kThreads);
+      const KeyWalk walk = shared.walk;
+      if (walk.count < 0) return;
+      barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it comes
+      KeyFetcher<L>{p, maps, request_of(shared.item), shared}.fetch(walk, place);
+    }
   }
 }
 
@@ -68,10 +68,13 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   const GroupSelection<L> selection{p, plan, shared, place};
-  if constexpr (L::kInPieces) return selection.run_piece(item_at(p, plan, blockIdx.x));
-  for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
-  if (threadIdx.x == 0) shared.walk.count = -1;
-  barrier_sync(kScanBarrier, kThreads);
+  if constexpr (L::kInPieces) {
+    selection.run_piece(item_at(p, plan, blockIdx.x));
+  } else {
+    for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
+    if (threadIdx.x == 0) shared.walk.count = -1;
+    barrier_sync(kScanBarrier, kThreads);
+  }
 }
 
 template <class L>
