@@ -44,9 +44,9 @@ check-asan: setup-check build/asan/build.ninja
 	ctest --preset asan --output-log build/asan/ctest.log
 
 # Every fuzz target, FUZZ_SECONDS each, from its committed seeds.
-check-fuzz: setup-check build/fuzz/build.ninja
-	cmake --build --preset fuzz -j $(JOBS)
-	tools/fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
+check-fuzz: setup-check build/asan/build.ninja
+	cmake --build --preset asan -j $(JOBS) --target fuzz_programs
+	tools/fuzz.sh build/asan/fuzz $(FUZZ_SECONDS) $(JOBS)
 
 # The CUDA build compiles and links, the programs for a GPU included, and its binary starts. Host code is the CPU preset's, out of ccache.
 ifneq ($(NVCC),)

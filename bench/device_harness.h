@@ -12,6 +12,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace indexcache::bench {
@@ -61,6 +62,7 @@ struct DeviceCase {
   std::function<void(cudaStream_t)> run;
   int calls =
       1;  // that run() makes; above 1 it is captured in a graph, and brings its own cold data
+  std::vector<std::pair<std::string, double>> figures = {};  // of its data or result, to be shown
 };
 
 // Times cases in turn, `rounds` times after one warm-up each; single calls after a write of far
@@ -187,11 +189,16 @@ class DeviceSuite {
       const double tflops = t.c.flops / median * 1e-6, tbytes = t.c.bytes / median * 1e-6;
       std::printf("%-44s %9.1f us (%.1f-%.1f) %7.1f TFLOP/s %6.2f TB/s\n", t.c.name.c_str(), median,
                   low, high, tflops, tbytes);
+      for (const auto& [figure, value] : t.c.figures)
+        std::printf("%-44s   %s %.6g\n", "", figure.c_str(), value);
       if (json) {
         std::fprintf(json,
                      "%s\n  {\"case\": \"%s\", \"us\": %.2f, \"us_quartiles\": [%.2f, %.2f], "
-                     "\"tflops\": %.2f, \"tbytes\": %.3f}",
+                     "\"tflops\": %.2f, \"tbytes\": %.3f",
                      i ? "," : "", t.c.name.c_str(), median, low, high, tflops, tbytes);
+        for (const auto& [figure, value] : t.c.figures)
+          std::fprintf(json, ", \"%s\": %.6g", figure.c_str(), value);
+        std::fprintf(json, "}");
       }
     }
     if (json) {

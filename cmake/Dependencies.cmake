@@ -11,11 +11,6 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
 
-# The fuzz targets reach the Torch-free rooms alone: that build needs no libtorch.
-if(INDEXCACHE_FUZZ)
-  return()
-endif()
-
 # libtorch out of the PyPI wheel. Imported targets of our own: find_package(Torch) needs a newer CMake as soon as nvcc
 # is on the PATH, and refuses this wheel where nvcc is missing.
 set(INDEXCACHE_TORCH_ROOT "" CACHE PATH "The torch package's folder; default: the one in .venv")

@@ -16,10 +16,12 @@ function(indexcache_precompiled name)
   target_precompile_headers(${name} PRIVATE ${precompiled_HEADERS})
 endfunction()
 
-if(INDEXCACHE_PRECOMPILE AND NOT INDEXCACHE_FUZZ)
+if(INDEXCACHE_PRECOMPILE)
   indexcache_precompiled(indexcache_library_headers HEADERS ${INDEXCACHE_COMMON_HEADERS})
   indexcache_precompiled(indexcache_test_headers HEADERS ${INDEXCACHE_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>
     LIBRARIES indexcache_unoptimised GTest::gtest_main GTest::gmock rapidcheck_gtest)
+  indexcache_precompiled(indexcache_command_headers HEADERS ${INDEXCACHE_COMMON_HEADERS} <CLI/CLI.hpp>
+    LIBRARIES indexcache_unoptimised CLI11::CLI11)
 endif()
 
 # A target whose sources see Torch. Those that must not are left alone: their names say so (tools/check_arrows.py).

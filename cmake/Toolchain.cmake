@@ -25,11 +25,9 @@ if(INDEXCACHE_SANITIZE)
     add_compile_options(-fno-sanitize-recover=undefined)
   endif()
 endif()
-if(INDEXCACHE_FUZZ)
-  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage, which guides libFuzzer through the library's code
-endif()
 
-# Test programs: they arrange calls into libraries that are optimised, and optimising them was half of what building them took.
+# Test programs and the command: they arrange calls into libraries that are optimised, and optimising them was half of what
+# building them took.
 add_library(indexcache_unoptimised INTERFACE)
 target_compile_options(indexcache_unoptimised INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
 

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -30,6 +31,7 @@ struct TraceArguments {
   ModelArguments model;
   std::filesystem::path ids, out;
   std::string pattern = "model";
+  std::vector<int> index_inputs;  // Full layers
 };
 
 // A JSON value as an error shows it: one short line.
@@ -85,18 +87,38 @@ void check_logits_fit(std::int64_t num_tokens, std::int64_t vocab_size) {
 }
 
 struct Trace {
-  at::Tensor logits;                     // [T, vocab] fp32
-  std::map<int, at::Tensor> index_sets;  // Full layer -> [T, k] int32
+  at::Tensor logits;                           // [T, vocab] fp32
+  std::map<std::string, at::Tensor> by_layer;  // index_set.i and others, in the file's dtypes
 };
 
-Trace run(const Model& model, const Pattern& pattern, const at::Tensor& ids) {
+// Throws InputError for a layer whose indexer does not run.
+void check_index_inputs(const std::vector<int>& layers, const Pattern& pattern) {
+  for (const int layer : layers) {
+    if (layer >= 0 && layer < pattern.num_layers() && pattern.is_full(layer)) continue;
+    throw expectation_error(
+        "--index-inputs",
+        fmt::format("layers that are Full: {}", fmt::join(pattern.full_layers(), ", ")),
+        fmt::format("{}", layer));
+  }
+}
+
+Trace run(const Model& model, const Pattern& pattern, const at::Tensor& ids,
+          const std::vector<int>& index_inputs) {
   auto cache = model.make_cache(pattern, ids.size(0));
-  std::map<int, std::vector<at::Tensor>> chunks;
-  const auto hidden = model.forward(ids, cache, kChunk, [&](int layer, const at::Tensor& set) {
-    chunks[layer].push_back(set.cpu());
+  std::map<std::string, std::vector<at::Tensor>> chunks;
+  const auto add = [&](const char* name, int layer, const at::Tensor& chunk) {
+    chunks[fmt::format("{}.{}", name, layer)].push_back(chunk.cpu());
+  };
+  const auto hidden = model.forward(ids, cache, kChunk, [&](const IndexStep& step) {
+    add("index_set", step.layer, step.index_set);
+    if (std::ranges::find(index_inputs, step.layer) == index_inputs.end()) return;
+    const auto inputs = model.index_inputs(step.layer, step.hidden, step.first_position);
+    add("index_q", step.layer, inputs.q.to(at::kFloat));
+    add("index_keys", step.layer, inputs.keys.to(at::kFloat));
+    add("index_weights", step.layer, inputs.weights.to(at::kFloat));
   });
-  Trace trace{.logits = model.logits(hidden).cpu().contiguous(), .index_sets = {}};
-  for (const auto& [layer, sets] : chunks) trace.index_sets[layer] = at::cat(sets).contiguous();
+  Trace trace{.logits = model.logits(hidden).cpu().contiguous(), .by_layer = {}};
+  for (const auto& [name, parts] : chunks) trace.by_layer[name] = at::cat(parts).contiguous();
   return trace;
 }
 
@@ -119,8 +141,8 @@ void write(const std::filesystem::path& path, const Trace& trace,
     tensors.push_back(tensor);
   };
   add("logits", DType::kF32, trace.logits);
-  for (const auto& [layer, set] : trace.index_sets) {
-    add(fmt::format("index_set.{}", layer), DType::kI32, set);
+  for (const auto& [name, tensor] : trace.by_layer) {
+    add(name, tensor.scalar_type() == at::kInt ? DType::kI32 : DType::kF32, tensor);
   }
   SafetensorsWriter writer(path, entries, metadata);
   for (const auto& tensor : tensors) {
@@ -137,7 +159,8 @@ void trace(const TraceArguments& arguments) {
   check_logits_fit(ids.size(0), vocab_size);
   const auto model = arguments.model.load(checkpoint);
   const auto pattern = resolve_pattern(arguments.pattern, model);
-  const auto result = run(model, pattern, ids);
+  check_index_inputs(arguments.index_inputs, pattern);
+  const auto result = run(model, pattern, ids, arguments.index_inputs);
   check_finite(result.logits, pattern);
   write(arguments.out, result,
         {{"format", "pt"}, {"pattern", pattern.str()}, {"dtype", arguments.model.dtype}});
@@ -160,6 +183,10 @@ void add_trace(CLI::App& app) {
   verb->add_option("--pattern", arguments->pattern,
                    "model, full, FSSF..., -1,0,..., uniform:1/n, freq:n[:offset] or FILE[:KEEP]")
       ->capture_default_str();
+  verb->add_option("--index-inputs", arguments->index_inputs,
+                   "for these Full layers write too what their indexers score with: index_q.i "
+                   "[T, heads, dim], index_keys.i [T, dim], index_weights.i [T, heads], fp32")
+      ->delimiter(',');
   verb->callback([arguments] { trace(*arguments); });
 }
 

@@ -127,7 +127,7 @@ TEST(Overlap, IsTheDefinition) {
     std::vector<at::Tensor> sets(n);
     auto cache = model.make_cache(Pattern::full(n), 50);
     model.forward(at::tensor(ids, at::kLong), cache, 50,
-                  [&](int layer, const at::Tensor& set) { sets[layer] = set; });
+                  [&](const IndexStep& step) { sets[step.layer] = step.index_set; });
     for (int i = 0; i < n; ++i) {
       for (int j = 0; j < n; ++j) {
         for (std::int64_t t = k - 1; t < 50; ++t) {

@@ -30,6 +30,16 @@ def read(path):
 
 if sys.argv[1] == "ids":
     print(json.dumps(list(read(sys.argv[2])["tokens"][2])))
+elif sys.argv[1] == "inputs":
+    trace = read(sys.argv[2])
+    for layer in sys.argv[3].split(","):
+        (_, (tokens, heads, dim), q), (_, _, keys), (_, _, weights), (_, (_, k), sets) = (
+            trace[f"{name}.{layer}"] for name in ("index_q", "index_keys", "index_weights", "index_set"))
+        dot = lambda t, h, s: sum(q[(t * heads + h) * dim + d] * keys[s * dim + d] for d in range(dim))
+        for t in range(k, tokens, 3):  # the sets of those before hold every token
+            score = [sum(weights[t * heads + h] * max(0, dot(t, h, s)) for h in range(heads)) for s in range(t + 1)]
+            best = sorted(sorted(range(t + 1), key=lambda s: -score[s])[:k])
+            assert list(sets[t * k:(t + 1) * k]) == best, (layer, t)
 else:
     trace, expected = read(sys.argv[2]), read(sys.argv[3])
     del expected["tokens"]
@@ -58,6 +68,11 @@ matches glm_full expected.nearest.safetensors --pattern FSFS
 matches glm_full expected.routed.safetensors --pattern=-1,-1,0,1
 matches glm_latent_eps expected.model.safetensors --latent-norm-eps 1e-6
 matches deepseek_fp8_ue8m0 expected.model.safetensors --dtype fp32
+
+# What the indexers score with gives the sets; in chunks or not, other layers left out.
+matches glm_full expected.nearest.safetensors --pattern FSFS
+"$indexcache" trace "$goldens/glm_full" --ids "$work/ids.json" --out "$work/trace.safetensors" --pattern FSFS --index-inputs 0,2 > /dev/null
+python3 "$work/golden.py" inputs "$work/trace.safetensors" 0,2 || fail "trace --index-inputs: other sets than index_q, index_keys and index_weights give"
 
 # refuses STATUS PATTERN ARGUMENT...: exits with STATUS, says one line that matches PATTERN, leaves no output.
 refuses() {
@@ -118,5 +133,8 @@ python3 tests/support/break_embedding.py "$work/broken" 1
 refuses 1 'pattern FFFF: the logits at position 1: expected finite numbers' "$work/broken" "${good[@]}" "${out[@]}"
 refuses 2 'dtype' "$model" "${good[@]}" "${out[@]}" --dtype fp64
 refuses 2 'ids' "$model" "${out[@]}"
+for layer in 1 4 -1; do
+  refuses 1 "index-inputs: expected layers that are Full: 0, 2, found $layer" "$model" "${good[@]}" "${out[@]}" --pattern FSFS "--index-inputs=$layer"
+done
 
 echo "trace: all as expected"

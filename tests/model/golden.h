@@ -89,7 +89,7 @@ inline Outcome run_model(const Model& model, const Pattern& pattern, const at::T
   auto cache = model.make_cache(pattern, tokens.size(0));
   std::map<int, std::vector<at::Tensor>> sets;
   std::vector<at::Tensor> hidden;
-  const auto observe = [&](int layer, const at::Tensor& set) { sets[layer].push_back(set); };
+  const auto observe = [&](const IndexStep& step) { sets[step.layer].push_back(step.index_set); };
   std::int64_t begin = 0;
   for (const auto count : calls.empty() ? std::vector{tokens.size(0)} : calls) {
     hidden.push_back(model.forward(tokens.narrow(0, begin, count), cache, chunk, observe));

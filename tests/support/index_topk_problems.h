@@ -101,6 +101,15 @@ inline void make_ragged(Problem& p, unsigned seed) {
   }
 }
 
+// No query's range begins at the first key, nor most at an even one.
+inline void make_windows(Problem& p) {
+  p.name += " windows";
+  for (int t = 0; t < p.queries; ++t) {
+    p.start[t] = 3 + t % 11;
+    p.end[t] = std::max(p.start[t], p.keys - t % 5);
+  }
+}
+
 inline void make_causal(Problem& p) {
   p.name += " causal";
   for (int t = 0; t < p.queries; ++t) p.end[t] = std::max(0, p.keys - p.queries + 1 + t);

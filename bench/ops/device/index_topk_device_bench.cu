@@ -1,13 +1,21 @@
 // index_topk's Hopper kernels on a GPU: the cases of prefill, decode in graphs over rotating caches,
-// and keys made to be hard for the selection.
-// usage: index_topk_device_bench [--json FILE] [--rounds N] [--filter TEXT]
+// keys made to be hard for the selection, and a model's own.
+// usage: index_topk_device_bench [--json FILE] [--rounds N] [--filter TEXT] [--inputs FILE]
+//
+// FILE is what `indexcache trace --index-inputs LAYERS` wrote: its last queries over all its keys.
+// Beside prefill times stand how many keys the lists of candidates took and how often one overflowed,
+// from a launch that counts.
 #include <cublasLt.h>
 
+#include <cmath>
 #include <memory>
+#include <numeric>
 #include <random>
 
 #include "device_harness.h"
+#include "indexcache/kernels/e4m3.h"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
+#include "ops/device/trace_file.h"
 
 // Kernels that only compute the scores, timed on the same tensors where an object that defines them is
 // linked in: scores [M, stride] fp32, 32 or 64 heads. Decode: keys in pages of 64, table and lengths a
@@ -22,6 +30,9 @@ __attribute__((weak)) void index_scores_decode_peer(
     const void* q, const void* pages, long page_stride, long num_pages, const int* table,
     int table_stride, const float* weights, const int* lengths, int requests, int tokens, int heads,
     float* scores, int stride, int* schedule, cudaStream_t stream);
+// A selection from such scores, row i of length lengths[i], in any order: timed after them.
+__attribute__((weak)) void index_select_peer(const float* scores, int stride, const int* lengths,
+                                             int queries, int top_k, int* out, cudaStream_t stream);
 }
 
 namespace indexcache::bench {
@@ -36,18 +47,22 @@ __device__ unsigned mix(unsigned x) {
   return x ^ x >> 16;
 }
 
-// About normal: the sum of four uniforms. Which: 0 random, 1 keys ascend in length, 2 constant,
-// 3 mostly zero, 4 clusters of long keys.
-enum class Content { kRandom, kAscending, kConstant, kZeroPlateau, kClustered };
+// Values are about normal: the sum of four uniforms. Keys may ascend in length, be all the same, be
+// zero but for a few, or one of 16 may be long, in stretches of `stretch` keys.
+enum class Kind { kRandom, kAscending, kConstant, kZeroPlateau, kClustered };
+struct Content {
+  Kind kind = Kind::kRandom;
+  int stretch = 0;
+};
 
 __device__ float length_of(Content content, long row, long rows) {
-  switch (content) {
-    case Content::kAscending:
+  switch (content.kind) {
+    case Kind::kAscending:
       return 0.2f + 1.6f * static_cast<float>(row) / rows;
-    case Content::kZeroPlateau:
+    case Kind::kZeroPlateau:
       return row % 200 == 0 ? 1.0f : 0.0f;
-    case Content::kClustered:
-      return row / 1500 % 16 == 5 ? 1.5f : 0.5f;
+    case Kind::kClustered:
+      return row / content.stretch % 16 == 5 ? 1.5f : 0.5f;
     default:
       return 1.0f;
   }
@@ -56,7 +71,7 @@ __device__ float length_of(Content content, long row, long rows) {
 __global__ void fill(std::uint8_t* out, long rows, IndexKeyFormat format, Content content,
                      unsigned seed) {
   for (long i = blockIdx.x * 256L + threadIdx.x; i < rows * 128; i += gridDim.x * 256L) {
-    const long at = content == Content::kConstant ? i % 128 : i;
+    const long at = content.kind == Kind::kConstant ? i % 128 : i;
     float sum = 0;
     for (int j = 0; j < 4; ++j)
       sum += mix(static_cast<unsigned>(at * 4 + j) ^ seed) * 0x1p-32f - 0.5f;
@@ -122,11 +137,38 @@ void add_prefill_peer(DeviceSuite& suite, const std::string& name, const IndexTo
   const int stride = scores_stride(p.num_keys);
   auto* scores = device_memory<float>(long{p.num_queries} * stride);
   const int* start = to_device(std::vector<int>(p.num_queries, 0));
-  suite.add_ceiling({"peer's scores, " + name, flops, 0, [=](cudaStream_t stream) {
-                       index_scores_prefill_peer(p.q, p.keys, p.key_scale, p.weights, start, p.end,
-                                                 p.num_queries, p.num_keys, p.num_heads, scores,
-                                                 stride, stream);
+  const auto score = [=](cudaStream_t stream) {
+    index_scores_prefill_peer(p.q, p.keys, p.key_scale, p.weights, start, p.end, p.num_queries,
+                              p.num_keys, p.num_heads, scores, stride, stream);
+  };
+  suite.add_ceiling({"peer's scores, " + name, flops, 0, score});
+  if (!index_select_peer) return;
+  int* out = device_memory<int>(long{p.num_queries} * p.top_k);
+  suite.add_ceiling({"peers' scores and selection, " + name, flops, 0, [=](cudaStream_t stream) {
+                       score(stream);
+                       index_select_peer(scores, stride, p.end, p.num_queries, p.top_k, out,
+                                         stream);
                      }});
+}
+
+// What the lists took: a launch that counts.
+std::vector<std::pair<std::string, double>> list_figures(IndexTopkCudaParams p,
+                                                         const IndexTopkPlan& plan) {
+  std::vector<std::int32_t> counts(2 * p.num_queries);
+  p.list_counts = to_device(counts);
+  index_topk_cuda(p, plan, nullptr);
+  require_cuda(cudaMemcpy(counts.data(), p.list_counts, counts.size() * 4, cudaMemcpyDeviceToHost),
+               "counts of the lists");
+  require_cuda(cudaFree(p.list_counts), "cudaFree");
+  double total = 0, most = 0, overflows = 0;
+  for (std::size_t i = 0; i < counts.size(); i += 2) {
+    total += counts[i];
+    most = std::max<double>(most, counts[i]);
+    overflows += counts[i + 1];
+  }
+  return {{"listed keys a query", total / p.num_queries},
+          {"most listed keys", most},
+          {"overflows", overflows}};
 }
 
 // Memory stays with the process: every case lives until its end.
@@ -140,15 +182,14 @@ void plan_and_bind(IndexTopkCudaParams& p, IndexTopkPlan& plan) {
 }
 
 void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int keys, int heads,
-                 Content content = Content::kRandom, const std::string& note = "",
-                 int top_k = kTopK) {
+                 Content content = {}, const std::string& note = "", int top_k = kTopK) {
   if (!suite.takes(describe(format, queries, keys, heads) + note)) return;
   IndexTopkCudaParams p;
   IndexTopkPlan plan;
-  const bool plain = content != Content::kRandom;
+  const bool plain = content.kind != Kind::kRandom;
   p.format = format;
   p.num_queries = queries, p.num_heads = heads, p.num_keys = keys, p.top_k = top_k;
-  p.q = random_rows(long{queries} * heads, format, Content::kRandom, 1);
+  p.q = random_rows(long{queries} * heads, format, {}, 1);
   p.keys = random_rows(keys, format, content, 2);
   p.key_stride = format == IndexKeyFormat::kE4M3 ? 128 : 256;
   if (format == IndexKeyFormat::kE4M3)
@@ -158,8 +199,67 @@ void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int key
   plan_and_bind(p, plan);
   const std::string name = describe(format, queries, keys, heads) + note;
   const double flops = 256.0 * heads * queries * keys;
-  suite.add({name, flops, 0, [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }});
+  suite.add({name, flops, 0, [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }, 1,
+             list_figures(p, plan)});
   if (note.empty()) add_prefill_peer(suite, name, p, flops);
+}
+
+// Rows of 128 as e4m3, each by its own scale: its largest magnitude becomes e4m3's.
+struct QuantisedRows {
+  std::vector<std::uint8_t> bytes;
+  std::vector<float> scales;
+};
+QuantisedRows quantise(const std::vector<float>& values) {
+  QuantisedRows rows{std::vector<std::uint8_t>(values.size()),
+                     std::vector<float>(values.size() / 128)};
+  for (std::size_t row = 0; row < rows.scales.size(); ++row) {
+    float largest = 1e-12f;
+    for (int i = 0; i < 128; ++i) largest = std::max(largest, std::fabs(values[row * 128 + i]));
+    rows.scales[row] = largest / kE4m3Max;
+    for (int i = 0; i < 128; ++i)
+      rows.bytes[row * 128 + i] = nearest_e4m3(values[row * 128 + i] / rows.scales[row]);
+  }
+  return rows;
+}
+
+// The last queries of a model's context, each over the keys up to its own; beside it random values
+// of the same shape.
+void add_real(DeviceSuite& suite, const std::string& path) {
+  constexpr std::int32_t kQueries = 4096;
+  TraceFile file(path);
+  for (const int layer : file.layers("index_q")) {
+    IndexTopkCudaParams p;
+    p.num_queries = kQueries;
+    p.num_heads = static_cast<std::int32_t>(file.shape("index_q", layer)[1]);
+    p.num_keys = static_cast<std::int32_t>(file.shape("index_keys", layer)[0]);
+    p.top_k = static_cast<std::int32_t>(file.shape("index_set", layer)[1]);
+    p.key_stride = 128;
+    const auto q = quantise(file.last_rows<float>("index_q", layer, kQueries));
+    const auto keys = quantise(file.last_rows<float>("index_keys", layer, p.num_keys));
+    auto weights = file.last_rows<float>("index_weights", layer, kQueries);
+    for (std::size_t i = 0; i < weights.size(); ++i) weights[i] *= q.scales[i];
+    std::vector<std::int32_t> end(kQueries);
+    std::iota(end.begin(), end.end(), p.num_keys - kQueries + 1);
+    p.q = to_device(q.bytes), p.weights = to_device(weights);
+    p.keys = to_device(keys.bytes), p.key_scale = to_device(keys.scales);
+    p.end = to_device(end);
+    const double flops =
+        256.0 * p.num_heads * kQueries * (p.num_keys - static_cast<double>(kQueries) / 2);
+    const auto add = [&](const std::string& note) {
+      IndexTopkPlan plan;
+      plan_and_bind(p, plan);
+      const auto call = [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); };
+      suite.add({describe(p.format, kQueries, p.num_keys, p.num_heads) + " k " +
+                     std::to_string(p.top_k) + note + ", layer " + std::to_string(layer),
+                 flops, 0, call, 1, list_figures(p, plan)});
+    };
+    add(" model's");
+    p.q = random_rows(long{kQueries} * p.num_heads, p.format, {}, 1);
+    p.keys = random_rows(p.num_keys, p.format, {}, 2);
+    p.key_scale = random_floats(p.num_keys, 0.01f, 0.012f, 3);
+    p.weights = random_floats(long{kQueries} * p.num_heads, -0.5f, 1.0f, 4);
+    add(" random");
+  }
 }
 
 // Calls over so many sets of pages that none is in L2 when its turn comes.
@@ -175,10 +275,10 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
   IndexTopkPlan plan;
   p.num_queries = requests * tokens, p.num_heads = heads, p.num_keys = keys, p.top_k = kTopK;
   p.tokens_per_request = tokens;
-  p.q = random_rows(long{p.num_queries} * heads, p.format, Content::kRandom, 1);
+  p.q = random_rows(long{p.num_queries} * heads, p.format, {}, 1);
   p.weights = random_floats(long{p.num_queries} * heads, -0.5f, 1.0f, 4);
   p.end = to_device(std::vector<std::int32_t>(p.num_queries, keys));
-  p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, Content::kRandom, 7);
+  p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, {}, 7);
   fill_page_scales<<<256, 256>>>(static_cast<std::uint8_t*>(const_cast<void*>(p.keys)),
                                  sets * pages);
   p.page_stride = kPageBytes;
@@ -202,24 +302,35 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
   const int stride = scores_stride(keys);
   auto* scores = device_memory<float>(long{p.num_queries} * stride);
   auto* schedule = device_memory<int>(1024);
-  suite.add_ceiling(
-      {"peer's scores, " + name, 256.0 * heads * p.num_queries * keys, 132.0 * keys * requests,
-       [=](cudaStream_t stream) {
-         for (int i = 0; i < kCalls; ++i) {
-           index_scores_decode_peer(p.q, p.keys, kPageBytes, sets * pages,
-                                    tables + i % sets * pages, p.table_stride, p.weights, p.end,
-                                    requests, tokens, heads, scores, stride, schedule, stream);
-         }
-       },
-       kCalls});
+  const auto score = [=](int set, cudaStream_t stream) {
+    index_scores_decode_peer(p.q, p.keys, kPageBytes, sets * pages, tables + set * pages,
+                             p.table_stride, p.weights, p.end, requests, tokens, heads, scores,
+                             stride, schedule, stream);
+  };
+  const double flops = 256.0 * heads * p.num_queries * keys, bytes = 132.0 * keys * requests;
+  suite.add_ceiling({"peer's scores, " + name, flops, bytes,
+                     [=](cudaStream_t stream) {
+                       for (int i = 0; i < kCalls; ++i) score(i % sets, stream);
+                     },
+                     kCalls});
+  if (!index_select_peer) return;
+  suite.add_ceiling({"peers' scores and selection, " + name, flops, bytes,
+                     [=](cudaStream_t stream) {
+                       for (int i = 0; i < kCalls; ++i) {
+                         score(i % sets, stream);
+                         index_select_peer(scores, stride, p.end, p.num_queries, p.top_k, p.out,
+                                           stream);
+                       }
+                     },
+                     kCalls});
 }
 
 // An e4m3 matmul n x n x n into bf16.
 class Matmul {
  public:
   explicit Matmul(long n) : n_(n) {
-    a_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, Content::kRandom, 5);
-    b_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, Content::kRandom, 6);
+    a_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, {}, 5);
+    b_ = random_rows(n * n / 128, IndexKeyFormat::kE4M3, {}, 6);
     c_ = device_memory<char>(2 * n * n);
     workspace_ = device_memory<char>(kWorkspace);
     cublas_ok(cublasLtCreate(&handle_));
@@ -270,13 +381,17 @@ void add_cases(DeviceSuite& suite) {
   add_prefill(suite, e4m3, 8192, 131072, 32);
   add_prefill(suite, e4m3, 2048, 32768, 32);
   add_prefill(suite, e4m3, 2048, 200704, 16);
-  add_prefill(suite, e4m3, 2048, 200704, 32, Content::kRandom, " k 1", 1);
+  add_prefill(suite, e4m3, 2048, 200704, 32, {}, " k 1", 1);
   add_prefill(suite, bf16, 2048, 65536, 32);
-  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kRandom, " random");
-  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kAscending, " ascending");
-  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kConstant, " constant");
-  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kZeroPlateau, " zero plateau");
-  add_prefill(suite, e4m3, 2048, 65536, 32, Content::kClustered, " clustered");
+  const auto add_hard = [&](Content content, const std::string& note) {
+    add_prefill(suite, e4m3, 2048, 65536, 32, content, note);
+  };
+  add_hard({}, " random");
+  add_hard({Kind::kAscending}, " ascending");
+  add_hard({Kind::kConstant}, " constant");
+  add_hard({Kind::kZeroPlateau}, " zero plateau");
+  for (const int stretch : {16, 64, 256, 1024, 4096})
+    add_hard({Kind::kClustered, stretch}, " clustered by " + std::to_string(stretch));
   for (const int heads : {32, 64}) {
     add_decode(suite, 1, 200704, heads);
     add_decode(suite, 16, 131072, heads);
@@ -296,5 +411,8 @@ int main(int argc, char** argv) {
   suite.add_ceiling({"ceiling: e4m3 matmul 8192", matmul->flops(), 0,
                      [=](cudaStream_t stream) { (*matmul)(stream); }});
   add_cases(suite);
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::string(argv[i]) == "--inputs") add_real(suite, argv[i + 1]);
+  }
   suite.run();
 }

@@ -7,15 +7,14 @@
 // "random": f = 1. Decode: every request has 65536 keys of context in shuffled pages of 64, its
 // sets are uniform; calls in one graph read different keys. Real: with --sets FILE, the last 4096
 // queries of each index_set.N that `indexcache trace` wrote there.
-#include <fstream>
 #include <random>
-#include <sstream>
 
 #include "device_harness.h"
 #include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 #include "ops/device/expand_latents.cuh"
+#include "ops/device/trace_file.h"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
 // defines them is linked in; indices are slots. Prefill: latents in bf16; e4m3 ones are converted to
@@ -96,42 +95,13 @@ Sets upload_sets(const std::string& name, const std::vector<std::int32_t>& indic
   return s;
 }
 
-// The numbers of `"key":[...]` behind `from` in a safetensors header.
-std::vector<std::int64_t> header_numbers(const std::string& header, std::size_t from,
-                                         const std::string& key) {
-  const std::size_t open = header.find("\"" + key + "\":[", from);
-  if (open == std::string::npos) return {};
-  std::istringstream text(header.substr(header.find('[', open) + 1));
-  std::vector<std::int64_t> numbers;
-  for (std::int64_t n; text >> n; text.ignore()) numbers.push_back(n);
-  return numbers;
-}
-
 std::vector<Sets> real_sets(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::uint64_t header_bytes = 0;
-  file.read(reinterpret_cast<char*>(&header_bytes), 8);
-  std::string header(file ? header_bytes : 0, ' ');
-  file.read(header.data(), static_cast<std::streamsize>(header.size()));
+  TraceFile file(path);
   std::vector<Sets> sets;
-  for (int layer = 0; layer < 1000; ++layer) {
-    const std::string name = "index_set." + std::to_string(layer);
-    const std::size_t at = header.find("\"" + name + "\":");
-    if (at == std::string::npos) continue;
-    const auto shape = header_numbers(header, at, "shape"),
-               offsets = header_numbers(header, at, "data_offsets");
-    if (shape.size() != 2 || shape[0] < kQueries || offsets.size() != 2) continue;
-    std::vector<std::int32_t> indices(kQueries * shape[1]);
-    const auto bytes = static_cast<std::int64_t>(indices.size()) * 4;
-    file.seekg(8 + static_cast<std::int64_t>(header_bytes) + offsets[1] - bytes);
-    file.read(reinterpret_cast<char*>(indices.data()), bytes);
-    sets.push_back(
-        upload_sets("real, layer " + std::to_string(layer), indices, shape[0] - kQueries));
-  }
-  if (sets.empty() || !file) {
-    std::fprintf(stderr, "%s: expected index_set.N [T >= %d, k]\n", path.c_str(),
-                 static_cast<int>(kQueries));
-    std::exit(1);
+  for (const int layer : file.layers("index_set")) {
+    const auto indices = file.last_rows<std::int32_t>("index_set", layer, kQueries);
+    sets.push_back(upload_sets("real, layer " + std::to_string(layer), indices,
+                               file.shape("index_set", layer)[0] - kQueries));
   }
   return sets;
 }

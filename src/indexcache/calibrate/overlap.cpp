@@ -108,7 +108,7 @@ OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& s
     const std::vector<std::int64_t> ids(sequence.tokens.begin(), sequence.tokens.end() - 1);
     auto cache = model.make_cache(pattern, static_cast<std::int64_t>(ids.size()));
     model.forward(at::tensor(ids, at::kLong), cache, kChunk,
-                  [&](int layer, const at::Tensor& index_set) { sum.add(layer, index_set); });
+                  [&](const IndexStep& step) { sum.add(step.layer, step.index_set); });
     if (on_sequence) on_sequence(++done);
   }
   return sum.matrix();

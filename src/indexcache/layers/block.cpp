@@ -108,6 +108,14 @@ at::Tensor attention_query(const at::Tensor& hidden, const BlockWeights& weights
   return project(hidden, weights, shape, rope).query;
 }
 
+IndexerProjected index_inputs(const at::Tensor& hidden, const BlockWeights& weights,
+                              const BlockShape& shape, const RopeTable& rope) {
+  INDEXCACHE_ASSERT(weights.indexer.has_value());
+  const auto x = rms_norm(hidden, weights.input_norm, shape.rms_norm_eps);
+  const auto q_latent = mla_project(x, weights.mla, shape.mla, rope).q_latent;
+  return indexer_project(x, q_latent, *weights.indexer, shape.indexer, rope);
+}
+
 at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
                           const BlockWeights& weights, const BlockShape& shape,
                           const BlockCache& cache, const IndexSet& index_set) {

@@ -64,4 +64,8 @@ at::Tensor core_attention(const at::Tensor& query, std::int64_t first_position,
                           const BlockWeights& weights, const BlockShape& shape,
                           const BlockCache& cache, const IndexSet& index_set);
 
+// What the indexer of a layer that has one scores with.
+IndexerProjected index_inputs(const at::Tensor& hidden, const BlockWeights& weights,
+                              const BlockShape& shape, const RopeTable& rope);
+
 }  // namespace indexcache

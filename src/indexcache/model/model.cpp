@@ -176,8 +176,15 @@ at::Tensor Model::core_attention(int layer, const at::Tensor& query, std::int64_
                                     index_set);
 }
 
+IndexerProjected Model::index_inputs(int layer, const at::Tensor& hidden,
+                                     std::int64_t first_position) const {
+  const c10::InferenceMode guard;
+  const auto rope = make_rope_table(rope_, first_position, hidden.size(0));
+  return indexcache::index_inputs(hidden, weights_.blocks[layer], shape_, rope);
+}
+
 at::Tensor Model::forward(const at::Tensor& tokens, SequenceCache& cache, std::int64_t chunk,
-                          const IndexSetObserver& observer) const {
+                          const IndexObserver& observer) const {
   const c10::InferenceMode guard;
   const auto& pattern = cache.pattern();
   const auto num_tokens = tokens.size(0);
@@ -195,8 +202,9 @@ at::Tensor Model::forward(const at::Tensor& tokens, SequenceCache& cache, std::i
       const bool full = pattern.is_full(layer);
       const auto source_set = full ? IndexSet() : index_sets[pattern.source(layer)];
       IndexSet own_set;
-      hidden = run_layer(layer, hidden, first_position, cache.layer(layer), source_set, &own_set);
-      if (full && observer) observer(layer, own_set.indices());
+      const auto input = hidden;
+      hidden = run_layer(layer, input, first_position, cache.layer(layer), source_set, &own_set);
+      if (full && observer) observer({layer, first_position, input, own_set.indices()});
       if (full && pattern.last_reader(layer) > layer) index_sets[layer] = own_set;
       if (!full && pattern.last_reader(pattern.source(layer)) == layer) {
         index_sets[pattern.source(layer)] = {};

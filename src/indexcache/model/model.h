@@ -27,8 +27,14 @@ struct ModelOptions {
   std::vector<std::int64_t> index_topk = {};
 };
 
-// Called with each Full layer's index set of a chunk: [T, k] int32, absolute positions.
-using IndexSetObserver = std::function<void(int layer, const at::Tensor& index_set)>;
+// What a Full layer did with a chunk of tokens first_position .. first_position + T - 1.
+struct IndexStep {
+  int layer = 0;
+  std::int64_t first_position = 0;
+  at::Tensor hidden;     // [T, hidden], as the layer got it
+  at::Tensor index_set;  // [T, k] int32, absolute positions
+};
+using IndexObserver = std::function<void(const IndexStep&)>;
 
 class Model {
  public:
@@ -52,18 +58,20 @@ class Model {
   // --- The whole forward pass: appends tokens to the cache in chunks of `chunk` and returns their
   // last hidden states [T, hidden] (before the final norm). tokens [T] int64, any device.
   at::Tensor forward(const at::Tensor& tokens, SequenceCache& cache, std::int64_t chunk = 2048,
-                     const IndexSetObserver& observer = {}) const;
+                     const IndexObserver& observer = {}) const;
 
   // --- Its parts, for those who walk the layers themselves (the pattern trie).
   at::Tensor embed(const at::Tensor& tokens) const;  // [T, hidden]
   // One layer over one chunk; arguments as block_forward.
   at::Tensor run_layer(int layer, const at::Tensor& hidden, std::int64_t first_position,
                        BlockCache& cache, const IndexSet& source_set, IndexSet* own_set) const;
-  // Parts of one layer; arguments as attention_query and core_attention of block.h.
+  // Parts of one layer; arguments as those of the same names in block.h.
   at::Tensor attention_query(int layer, const at::Tensor& hidden,
                              std::int64_t first_position) const;
   at::Tensor core_attention(int layer, const at::Tensor& query, std::int64_t first_position,
                             const BlockCache& cache, const IndexSet& index_set) const;
+  IndexerProjected index_inputs(int layer, const at::Tensor& hidden,
+                                std::int64_t first_position) const;
   // Storage of one layer alone.
   BlockCache make_layer_cache(LayerRole role, std::int64_t capacity) const;
 

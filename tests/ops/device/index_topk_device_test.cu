@@ -161,6 +161,13 @@ std::vector<Make> small_cases() {
       make_ragged(p, 4);
       return p;
     });
+    for (const Shape s : {Shape{19, 32, 901, 64}, Shape{9, 64, 7003, 500}, Shape{8, 8, 6001, 64}}) {
+      cases.push_back([=] {
+        Problem p = gaussian(f, s, 40);
+        make_windows(p);
+        return p;
+      });
+    }
     cases.push_back([=] {  // the sample, the scan, a cut list: on a small shape
       Problem p = gaussian(f, {4, 8, 20000, 2048}, 5);
       return p;

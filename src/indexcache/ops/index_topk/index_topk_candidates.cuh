@@ -175,6 +175,14 @@ struct GroupCandidates {
     for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
+  // One thread: of a query's list, that keys came into it and that it overflowed.
+  __device__ __forceinline__ void record(int query, int keys, int overflows) const {
+    if (p.list_counts == nullptr || query >= shared.item.queries) return;
+    std::int32_t* counts = p.list_counts + 2 * (std::int64_t{shared.item.first_query} + query);
+    atomicAdd(counts, keys);
+    atomicAdd(counts + 1, overflows);
+  }
+
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
@@ -205,6 +213,7 @@ struct GroupCandidates {
       if (team.rank == 0) {
         state.count[query] = kept;
         state.threshold[query] = threshold;
+        record(query, size - kept, 1);
       }
     }
     barrier_sync(kScorersBarrier, kScorers);

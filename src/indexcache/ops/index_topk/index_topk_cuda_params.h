@@ -55,6 +55,9 @@ struct IndexTopkCudaParams {
   // Calls of any shapes may share it, one after the other.
   void* counters = nullptr;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
+  // [M, 2] or null (for benches): to these are added how many keys a query's lists took, and how often
+  // one overflowed: was cut as it was full, or emptied as the sample had misled.
+  std::int32_t* list_counts = nullptr;
 };
 
 // How many candidates of a query a block may hold, and of how many keys all are candidates. In how

@@ -102,7 +102,8 @@ __device__ __forceinline__ KeyRange range_of(const IndexTopkCudaParams& p, int q
 }
 
 // A warp: the keys that hold the ranges of all queries of a group. From the start of a page on, where
-// there are pages: a warp's 16 keys are then of one page.
+// there are pages: a warp's 16 keys are then of one page. Else from a multiple of 4 on: a box of scales
+// begins at a multiple of 16 bytes, or the copy is illegal.
 template <class L>
 __device__ __forceinline__ KeyWalk keys_of_group(const IndexTopkCudaParams& p, const Item& item) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -116,7 +117,8 @@ __device__ __forceinline__ KeyWalk keys_of_group(const IndexTopkCudaParams& p, c
   }
   first = __reduce_min_sync(0xFFFFFFFFu, first);
   last = __reduce_max_sync(0xFFFFFFFFu, last);
-  if (L::kPaged) first = first / kPageKeys * kPageKeys;
+  constexpr int kBoundary = L::kPaged ? kPageKeys : 4;
+  first = first / kBoundary * kBoundary;
   return last > first ? KeyWalk{first, last - first} : KeyWalk{};
 }
 
