@@ -254,13 +254,9 @@ __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, u
   }
   if (lane == 31) scratch.counts[warp] = through;
   team.sync();
-  unsigned result = through - own;
-  all = 0;
-#pragma unroll
-  for (unsigned i = 0; i < Team::size / 32; ++i) {
-    if (i < warp) result += scratch.counts[i];
-    all += scratch.counts[i];
-  }
+  const unsigned sum = lane < Team::size / 32 ? scratch.counts[lane] : 0;
+  all = __reduce_add_sync(kAllLanes, sum);
+  const unsigned result = __reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own;
   team.sync();
   return result;
 }
@@ -298,12 +294,13 @@ struct alignas(16) HeldScratch {
   unsigned bin, above, inside;
 };
 
-// The threshold that exactly `wanted` of the keys' ranks reach; `found` is false where equal ranks
-// straddle it. Radix selection as above, 11 bits a pass: two passes are the rule.
+// The threshold that exactly `wanted` of the keys' ranks reach, or at most `slack` more; `found` is false
+// where equal ranks straddle it. Radix selection as above, 11 bits a pass: two passes are the rule.
 template <class Team, int each>
 __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
                                                               const HeldKeys<Team, each>& held,
-                                                              int wanted, HeldScratch& scratch) {
+                                                              int wanted, int slack,
+                                                              HeldScratch& scratch) {
   constexpr int kDigits = 11, kWarps = Team::size / 32;
   static_assert(Team::size * 4 == HeldScratch::kBins && HeldScratch::kBins == 1 << kDigits);
   static_assert(kWarps == HeldScratch::kMostWarps);
@@ -367,21 +364,22 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
-    found = scratch.inside == left;
+    found = scratch.inside - left <= static_cast<unsigned>(slack);
   }
   return {low + (prefix << bits), found};
 }
 
-// The threshold that exactly `wanted` of a list's keys reach, which the team holds; kEveryKey where
-// there are no more.
+// The threshold that exactly `wanted` of a list's keys reach, or at most `slack` more, which the team
+// holds; kEveryKey where there are no more than `wanted`.
 template <class Team, int each>
 __device__ __forceinline__ RankedKey held_threshold(const Team& team,
                                                     const HeldKeys<Team, each>& held,
                                                     const RankedKey* list, int size, int wanted,
-                                                    HeldScratch& scratch, SelectScratch& other) {
+                                                    HeldScratch& scratch, SelectScratch& other,
+                                                    int slack = 0) {
   if (size <= wanted) return kEveryKey;
   if (wanted == 0) return kNoKey;
-  const auto found = find_rank(team, held, wanted, scratch);
+  const auto found = find_rank(team, held, wanted, slack, scratch);
   if (found.found) return RankedKey{found.key} << 32;
   return select_threshold(team, list, size, wanted, nullptr, 0, other);
 }
@@ -412,42 +410,80 @@ __device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, Ran
   }
 }
 
-// Writes distinct numbers of [0, range), at most kMostOrdered, ascending to out[0, top_k), and -1 after them.
-// for_own(visit) calls visit(number) for those of this thread. `room`: `words`, at least kOrderWords, of
-// shared memory. A bit for each, a stretch of the range at a time; the threads share out the words of bits,
-// each counts its own and then puts their numbers in the row.
-constexpr int kMostOrdered = 2048;
+// Where a team puts distinct numbers of [0, range) in ascending order: the row, and a bit for each number, a
+// stretch of the range at a time. A thread's words of bits follow each other, a power of two of groups of
+// four; it is an odd number of groups to its neighbour's, so that lanes meet no bank twice.
+constexpr int kMostOrdered = 2048, kMostGroups = 8;
 template <class Team>
-constexpr int kOrderWords = kMostOrdered + Team::size;
+constexpr int kOrderWords = kMostOrdered + 4 * Team::size*(kMostGroups + 1);
 
+template <class Team>
+struct OrderRoom {
+  std::uint32_t* row;  // kOrderWords words of shared memory, aligned to 16 bytes
+  int log, stride;     // of a thread's groups their number, and how many it is to the next thread's
+
+  __device__ __forceinline__ OrderRoom(std::uint32_t* room, int range) : row(room) {
+    const int groups = min((range + 128 * Team::size - 1) / (128 * Team::size), kMostGroups);
+    log = 32 - __clz(max(groups, 1) - 1);
+    stride = 1 << log | 1;
+  }
+  __device__ __forceinline__ std::uint32_t* bits() const { return row + kMostOrdered; }
+  __device__ __forceinline__ int stretch() const { return 128 * Team::size << log; }
+  // The word of a bit of the stretch.
+  __device__ __forceinline__ std::uint32_t* word_of(int bit) const {
+    const int group = bit >> 7;
+    return bits() + 4 * ((group >> log) * stride + (group & ((1 << log) - 1))) + (bit >> 5 & 3);
+  }
+  __device__ __forceinline__ uint4* own_groups(const Team& team) const {
+    return reinterpret_cast<uint4*>(bits()) + team.rank * stride;
+  }
+  __device__ __forceinline__ void clear(const Team& team) const {
+#pragma unroll 1
+    for (int i = 0; i < stride; ++i) {
+      reinterpret_cast<uint4*>(bits())[i * Team::size + team.rank] = {0, 0, 0, 0};
+    }
+  }
+};
+
+// Writes distinct numbers of [0, range), at most kMostOrdered, ascending to out[0, top_k), and -1 after them.
+// for_own(visit) calls visit(number, there) for all of this thread's, those that are there. The room is
+// cleared, as the team knows. Each thread counts the bits of its words and then puts their numbers in
+// the row.
 template <class Team, class ForOwn>
-__device__ __forceinline__ void write_ordered(const Team& team, int range, int top_k,
-                                              std::int32_t* out, std::uint32_t* room, int words,
+__device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<Team>& room,
+                                              int range, int top_k, std::int32_t* out,
                                               SelectScratch& scratch, const ForOwn& for_own) {
-  std::uint32_t* bits = room + kMostOrdered;
-  const int used = min(words - kMostOrdered, (range + 31) / 32);
-  const int chunk = (used + Team::size - 1) / Team::size | 1;  // odd: lanes meet no bank twice
-  const int from = min(team.rank * chunk, used), to = min(from + chunk, used);
+  const uint4* groups = room.own_groups(team);
+  const auto* words = reinterpret_cast<const std::uint32_t*>(groups);
   int taken = 0;
 #pragma unroll 1
-  for (int base = 0; base < range; base += 32 * used) {
-#pragma unroll 4
-    for (int i = team.rank; i < used; i += Team::size) bits[i] = 0;
-    team.sync();
-    for_own([&](int number) {
+  for (int base = 0; base < range; base += room.stretch()) {
+    if (base > 0) {
+      room.clear(team);
+      team.sync();
+    }
+    for_own([&](int number, bool there) {
       const int bit = number - base;
-      if (bit >= 0 && bit < 32 * used) atomicOr(&bits[bit / 32], 1u << bit % 32);
+      if (there && bit >= 0 && bit < room.stretch()) atomicOr(room.word_of(bit), 1u << bit % 32);
     });
     team.sync();
-    unsigned own = 0, all = 0;
-#pragma unroll 4
-    for (int i = from; i < to; ++i) own += __popc(bits[i]);
+    unsigned own = 0, all = 0, filled = 0;  // which words have bits
+#pragma unroll 1
+    for (int i = 0; i < 1 << room.log; ++i) {
+      const uint4 four = groups[i];
+      own += __popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w);
+      filled |= static_cast<unsigned>((four.x != 0) | (four.y != 0) << 1 | (four.z != 0) << 2 |
+                                      (four.w != 0) << 3)
+                << 4 * i;
+    }
     int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
+    const int first = base + (team.rank * 128 << room.log);
 #pragma unroll 1
-    for (int i = from; i < to; ++i) {
+    for (; filled != 0; filled &= filled - 1) {
+      const int word = __ffs(static_cast<int>(filled)) - 1;
 #pragma unroll 1
-      for (std::uint32_t rest = bits[i]; rest != 0; rest &= rest - 1) {
-        room[place++] = base + 32 * i + __ffs(static_cast<int>(rest)) - 1;
+      for (std::uint32_t rest = words[word]; rest != 0; rest &= rest - 1) {
+        room.row[place++] = first + 32 * word + __ffs(static_cast<int>(rest)) - 1;
       }
     }
     taken += static_cast<int>(all);
@@ -455,7 +491,7 @@ __device__ __forceinline__ void write_ordered(const Team& team, int range, int t
   }
 #pragma unroll 4
   for (int i = team.rank; i < top_k; i += Team::size) {
-    out[i] = i < taken ? static_cast<std::int32_t>(room[i]) : -1;
+    out[i] = i < taken ? static_cast<std::int32_t>(room.row[i]) : -1;
   }
 }
 

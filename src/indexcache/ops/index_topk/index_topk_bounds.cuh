@@ -1,5 +1,5 @@
 // Bounds that the pieces of a group of queries share, so that each can drop candidates early. Of a query a
-// piece publishes, now and then, its ceil(k / pieces)-th best key so far. The least of what all pieces
+// piece publishes, now and then, a key that ceil(k / pieces) of its own so far reach. The least of what all pieces
 // published is a bound: together they have k keys that reach it. No piece waits: one that has published
 // nothing yet is no bound, and what is read is a bound whenever it was written.
 #pragma once
@@ -19,13 +19,22 @@ struct PieceCounters {
         published(reinterpret_cast<int*>(arrived + p.num_queries)) {}
 };
 
-constexpr int kFirstBoundKeys = 2048;  // a piece's, before its first bound
+// Of a query's best k a piece's share.
+__device__ __forceinline__ int share_of_piece(const IndexTopkCudaParams& p,
+                                              const IndexTopkPlan& plan) {
+  return (p.top_k + plan.pieces - 1) / plan.pieces;
+}
 
-// Before which tile of a walk bounds are exchanged: `tile`, if there is more to come. Later ones come at
-// twice as many keys.
+// Before which tile of a walk bounds are exchanged: `tile`, if half of the walk or more is still to come.
+// First when a quarter of the keys is a share; later at twice as many keys.
 template <class L>
 __device__ __forceinline__ int bound_tile(const KeyWalk& walk, int tile) {
-  return tile * L::kTileKeys < walk.count ? tile : 0;
+  return 2 * tile * L::kTileKeys <= walk.count ? tile : 0;
+}
+template <class L>
+__device__ __forceinline__ int first_bound_tile(const KeyWalk& walk, int share) {
+  const int looks = (min(max(4 * share, 1024), 4096) + kKeysPerLook - 1) / kKeysPerLook;
+  return bound_tile<L>(walk, looks * L::kTilesPerLook);
 }
 
 // A warp: the least of what the pieces published for a query.
@@ -52,12 +61,13 @@ __device__ void raise_threshold(const IndexTopkCudaParams& p, const IndexTopkPla
   const BlockTeam team = block_team();
   GroupState& state = shared.state;
   SelectScratch& other = shared.select[query];
-  const int size = state.count[query], share = (p.top_k + plan.pieces - 1) / plan.pieces;
+  const int size = state.count[query], share = share_of_piece(p, plan);
   RankedKey* bounds =
       PieceCounters(p, plan).bounds + std::int64_t{shared.item.first_query + query} * plan.pieces;
   const HeldList held(team, list, size);
-  const RankedKey own = held_threshold(team, held, list, size, share,
-                                       *reinterpret_cast<HeldScratch*>(shared.staged), other);
+  const RankedKey own =
+      held_threshold(team, held, list, size, share, *reinterpret_cast<HeldScratch*>(shared.staged),
+                     other, share / 8);
   if (team.rank < 32) {
     if (team.rank == 0) {
       if (own != kEveryKey) *static_cast<volatile RankedKey*>(bounds + shared.item.piece) = own;

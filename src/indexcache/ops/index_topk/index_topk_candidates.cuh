@@ -294,7 +294,7 @@ struct GroupCandidates {
   // One thread: what the next scan() walks.
   __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
     shared.walk = walk;
-    shared.bound_tile = bound_tile<L>(walk, kFirstBoundKeys / L::kTileKeys);
+    if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
     reset_looks(0);
   }
 

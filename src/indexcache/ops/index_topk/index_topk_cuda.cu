@@ -46,9 +46,10 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     if (L::Format::kHasScale) prefetch_map(maps.scales);
   }
   if constexpr (L::kInPieces) {
+    barrier_sync(kFetchersBarrier, kFetchers);
+    barrier_arrive(kScanBarrier, kThreads);
     const Item item = item_at(p, plan, blockIdx.x);
     const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
-    __syncthreads();  // barriers are ready
     if (walk.count > 0) KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
   } else {
     __syncthreads();
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::uint8_t memory[];
   auto& shared = *reinterpret_cast<GroupShared<L>*>(
       memory + (-shared_address(memory) & (alignof(GroupShared<L>) - 1)));
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == kScorers) {
     for (int stage = 0; stage < L::kStages; ++stage) {
       mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     give_registers<kFetcherRegisters>();
     fetch_walks(p, plan, maps, shared);
   } else {
-    __syncthreads();
+    if (!L::kInPieces) __syncthreads();
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
   }

@@ -98,7 +98,8 @@ struct PieceMerge {
     SelectScratch& select = shared.select[query];
     const std::int64_t row = item.first_query + query;
     RankedKey* list = merged(query);
-    const int size = state.published[query];
+    const int start = state.start[query], range = max(0, state.end[query] - start);
+    const int size = state.published[query], wanted = min(p.top_k, range);
     const HeldList held(team, list, size);
     const PieceRest rest = team.rank < plan.pieces ? rests(query)[team.rank] : PieceRest{};
     if (team.rank < plan.pieces) counters.bounds[row * plan.pieces + team.rank] = kEveryKey;
@@ -106,19 +107,16 @@ struct PieceMerge {
       counters.arrived[row] = 0;
       counters.published[row] = 0;
     }
-    const int start = state.start[query], range = max(0, state.end[query] - start);
-    const int wanted = min(p.top_k, range);
-    std::int32_t* out = p.out + row * p.top_k;
+    const Order order = order_room(shared, range);
+    order.clear(team);
     const RankedKey threshold = held_threshold(team, held, list, size, wanted, scratch(), select);
     if (barrier_any(team.barrier, team.size, rest.bound > threshold)) {
       return join_rests(p, plan, shared, lists, list, rests(query), query, threshold);
     }
-    write_ordered(team, range, p.top_k, out, order_room(shared), kOrderRoom, select,
-                  [&](const auto& visit) {
-                    held.for_each([&](RankedKey key) {
-                      if (key >= threshold) visit(key_index(key) - start);
-                    });
-                  });
+    write_ordered(
+        team, order, range, p.top_k, p.out + row * p.top_k, select, [&](const auto& visit) {
+          held.for_each([&](RankedKey key) { visit(key_index(key) - start, key >= threshold); });
+        });
   }
 
   // The same where pieces that have more than they published may have more of the result: the best k
@@ -151,20 +149,20 @@ struct PieceMerge {
     const int start = state.start[query], range = max(0, state.end[query] - start);
     const RankedKey least =
         select_threshold(team, merged, size, min(p.top_k, range), nullptr, 0, select);
-    std::int32_t* out = p.out + (std::int64_t{shared.item.first_query} + query) * p.top_k;
-    write_ordered(team, range, p.top_k, out, order_room(shared), kOrderRoom, select,
+    write_ordered(team, order_room(shared, range), range, p.top_k,
+                  p.out + (std::int64_t{shared.item.first_query} + query) * p.top_k, select,
                   [&](const auto& visit) {
                     for_each_key(team, merged, size, [&](RankedKey key, bool valid) {
-                      if (valid && key >= least) visit(key_index(key) - start);
+                      visit(key_index(key) - start, valid && key >= least);
                     });
                   });
   }
 
   // Where a row is put in order: where the keys were.
-  static constexpr int kOrderRoom = sizeof(GroupShared<L>::keys) / 4;
-  static_assert(kOrderRoom >= kOrderWords<BlockTeam>);
-  static __device__ __forceinline__ std::uint32_t* order_room(GroupShared<L>& shared) {
-    return reinterpret_cast<std::uint32_t*>(shared.keys);
+  using Order = OrderRoom<BlockTeam>;
+  static_assert(sizeof(GroupShared<L>::keys) / 4 >= kOrderWords<BlockTeam>);
+  static __device__ __forceinline__ Order order_room(GroupShared<L>& shared, int range) {
+    return Order(reinterpret_cast<std::uint32_t*>(shared.keys), range);
   }
 };
 

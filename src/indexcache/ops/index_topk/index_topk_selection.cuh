@@ -38,17 +38,19 @@ struct GroupSelection {
   // A team: writes its query's row, the best of the list.
   __device__ __forceinline__ void write_row(const QueryTeam<L>& team, const RankedKey* list,
                                             int size) const {
-    const int range = candidates.range(team.query);
+    const int start = state.start[team.query], range = candidates.range(team.query);
     const Room free = room();
     SelectScratch& scratch = shared.select[team.query];
     const RankedKey threshold =
         select_threshold(team, list, size, min(p.top_k, range), free.words, free.count, scratch);
-    std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
-    const int start = state.start[team.query];
-    write_ordered(team, range, p.top_k, out, free.words, free.count, scratch,
+    const OrderRoom<QueryTeam<L>> order(free.words, range);
+    order.clear(team);
+    team.sync();
+    write_ordered(team, order, range, p.top_k,
+                  p.out + std::int64_t{item.first_query + team.query} * p.top_k, scratch,
                   [&](const auto& visit) {
                     for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-                      if (valid && key >= threshold) visit(key_index(key) - start);
+                      visit(key_index(key) - start, valid && key >= threshold);
                     });
                   });
   }
@@ -89,19 +91,19 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // A piece: what it found is published, and the query's last block writes the row.
+  // A piece: what it found is published, and the query's last block writes the row. Queries and weights are
+  // asked for before anything else, as later they would wait for keys.
   __device__ __forceinline__ void run_piece(const Item& next) const {
+    candidates.scores.stage_weights(next);
+    candidates.scores.stage_queries(next);
     const KeyWalk keys = keys_of_group<L>(p, next);
     open(next);
     if (threadIdx.x == 0) candidates.open_walk(piece_of(keys, next.piece, plan.pieces));
-    sync();
+    barrier_sync(kScanBarrier, kThreads);
     if (keys.count == 0) {
       if (next.piece == 0) write_nothing();
       return;
     }
-    candidates.scores.stage_queries();
-    candidates.scores.stage_weights();
-    sync();
     candidates.scan();
     const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
     const int queries = queries_of_piece<L>(item);
@@ -138,8 +140,8 @@ struct GroupSelection {
     }
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
-    candidates.scores.stage_queries();
-    candidates.scores.stage_weights();
+    candidates.scores.stage_queries(item);
+    candidates.scores.stage_weights(item);
     sync();
     for (;;) {
       candidates.scan();
