@@ -41,14 +41,20 @@ std::string refusal(const IndexTopkCudaParams& p) {
   return "";
 }
 
-TEST(IndexTopkPlan, PrefillTakesEightQueriesABlockWhereTheirHeadsFit) {
+TEST(IndexTopkPlan, PrefillTakesEightQueriesABlock) {
   const IndexTopkPlan plan = plan_index_topk(prefill(2048, 32, 200704), kProcessors);
   EXPECT_EQ(plan.queries_per_group, 8);
   EXPECT_EQ(plan.groups, 256);
   EXPECT_EQ(plan.pieces, 1);
   EXPECT_EQ(plan.blocks, 132);
   EXPECT_EQ(plan.workspace_bytes, std::int64_t{132} * 8 * 8192 * 8);
-  EXPECT_EQ(plan_index_topk(prefill(2048, 33, 200704), kProcessors).queries_per_group, 4);
+  EXPECT_EQ(plan_index_topk(prefill(2048, 64, 200704), kProcessors).queries_per_group, 8);
+  IndexTopkCudaParams bf16 = prefill(2048, 64, 200704);
+  bf16.format = IndexKeyFormat::kBFloat16;
+  bf16.key_stride = 256;
+  EXPECT_EQ(plan_index_topk(bf16, kProcessors).queries_per_group, 4);
+  bf16.num_heads = 32;
+  EXPECT_EQ(plan_index_topk(bf16, kProcessors).queries_per_group, 8);
 }
 
 TEST(IndexTopkPlan, TheWorkspaceDoesNotGrowWithTheKeys) {

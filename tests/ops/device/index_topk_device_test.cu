@@ -1,6 +1,7 @@
 // index_topk's Hopper kernels on the GPU: every path against the double reference and against a
 // selection over the scores that the same kernel dumps. Prints a line per case; exits with 1 if any
-// failed. usage: index_topk_device_test [--small] [NAME-PART]
+// failed. usage: index_topk_device_test [--small | --layouts] [NAME-PART]
+//   --small    for sanitizers   --layouts  one case a layout, for the slowest of them
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -250,6 +251,29 @@ std::vector<Make> decode_cases(bool small) {
   return cases;
 }
 
+// Every layout of the kernel, from the sample to the rows.
+std::vector<Make> layout_cases() {
+  std::vector<Make> cases;
+  const auto e4m3 = IndexKeyFormat::kE4M3, bf16 = IndexKeyFormat::kBFloat16;
+  for (const int heads : {16, 32, 64}) {
+    cases.push_back([=] { return gaussian(e4m3, {9, heads, 5300, 64}, 51); });
+    cases.push_back([=] {
+      Problem p = gaussian(e4m3, {9, heads, 5300, 64}, 52);
+      p.name = "pages " + p.name;
+      p.paged = true;
+      return p;
+    });
+    if (heads == 16) continue;
+    cases.push_back([=] { return gaussian(bf16, {9, heads, 5300, 64}, 53); });
+    for (const int tokens : {1, 2, 4}) {
+      cases.push_back([=] {
+        return decoding(gaussian(e4m3, {tokens * 2, heads, 5300, 64}, 54), tokens, 9);
+      });
+    }
+  }
+  return cases;
+}
+
 std::vector<Make> large_cases() {
   std::vector<Make> cases;
   for (const IndexKeyFormat f : {IndexKeyFormat::kE4M3, IndexKeyFormat::kBFloat16}) {
@@ -309,10 +333,13 @@ int main(int argc, char** argv) {
   using indexcache::IndexKeyFormat;
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;  // skipped
-  const bool small = argc > 1 && std::string(argv[1]) == "--small";
-  const std::string part = argc > 1 + small ? argv[1 + small] : "";
-  std::vector<Make> cases = small_cases();
-  for (Make& make : decode_cases(small)) cases.push_back(std::move(make));
+  const std::string option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
+  const std::string part = argc > 1 + !option.empty() ? argv[1 + !option.empty()] : "";
+  const bool small = !option.empty(), layouts = option == "--layouts";
+  std::vector<Make> cases = layouts ? layout_cases() : small_cases();
+  if (!layouts) {
+    for (Make& make : decode_cases(small)) cases.push_back(std::move(make));
+  }
   if (!small) {
     for (Make& make : large_cases()) cases.push_back(std::move(make));
   }
@@ -323,7 +350,7 @@ int main(int argc, char** argv) {
     ++run;
     failed += !passes(p, small ? 1 : 20);
   }
-  if (part.empty()) {
+  if (part.empty() && !layouts) {
     for (const int heads : {1, 16, 20, 32, 48, 64}) {
       run += 2;
       failed += !same_bits(IndexKeyFormat::kE4M3, heads);

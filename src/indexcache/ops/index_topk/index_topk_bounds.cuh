@@ -25,16 +25,20 @@ __device__ __forceinline__ int share_of_piece(const IndexTopkCudaParams& p,
   return (p.top_k + plan.pieces - 1) / plan.pieces;
 }
 
-// Before which tile of a walk bounds are exchanged: `tile`, if half of the walk or more is still to come.
-// First when a quarter of the keys is a share; later at twice as many keys.
+// Before which tile of a walk bounds are exchanged: first when a quarter of the keys is a share, later at
+// twice as many keys; not where less than half of the walk is still to come. 0: no more.
 template <class L>
 __device__ __forceinline__ int bound_tile(const KeyWalk& walk, int tile) {
   return 2 * tile * L::kTileKeys <= walk.count ? tile : 0;
 }
 template <class L>
 __device__ __forceinline__ int first_bound_tile(const KeyWalk& walk, int share) {
-  const int looks = (min(max(4 * share, 1024), 4096) + kKeysPerLook - 1) / kKeysPerLook;
-  return bound_tile<L>(walk, looks * L::kTilesPerLook);
+  const int keys = min(max(4 * share, 1024), 4096);
+  return bound_tile<L>(walk, (keys + L::kTileKeys - 1) / L::kTileKeys);
+}
+template <class L>
+__device__ __forceinline__ int next_bound_tile(const KeyWalk& walk, int tile) {
+  return bound_tile<L>(walk, 2 * tile);
 }
 
 // A warp: the least of what the pieces published for a query.

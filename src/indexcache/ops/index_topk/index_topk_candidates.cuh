@@ -32,116 +32,132 @@ struct GroupCandidates {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
   }
 
-  // A staged score of this lane: whether there is one, its key of a list, and which of the lane's
-  // queries it is of.
-  struct Found {
-    bool present;  // in the walk
-    bool inside;   // and in the query's range
-    int place, own;
-    RankedKey key;
+  // A staged score; what is read past the last is not `present`.
+  struct Staged {
+    bool present;
+    float score;
+    int place, own;  // in the walk; which of the lane's queries
   };
-  template <bool scattered>
-  __device__ __forceinline__ Found load_staged(const KeyWalk& walk, std::uint32_t from,
-                                               std::uint32_t end) const {
-    float score = 0;
-    std::uint32_t own_and_place = 0;
-    if (from < end) {
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                   : "=f"(score), "=r"(own_and_place)
-                   : "r"(from)
-                   : "memory");
-    }
-    Found found;
-    found.place = static_cast<int>(own_and_place & ~kSecondOwn);
-    found.own = kOwn == 2 && own_and_place >= kSecondOwn;
-    found.present = from < end && found.place < walk.count;
-    const int index = !scattered      ? walk.key_in_blocks(found.place)
-                      : found.present ? walk.scattered_key(found.place)
-                                      : 0;
-    const int query = GroupScores<L>::own_query(found.own);
-    found.inside =
-        found.present && index >= shared.state.start[query] && index < shared.state.end[query];
-    found.key = ranked_key(score, index);
-    if (found.inside && p.scores != nullptr) {
-      p.scores[std::int64_t{shared.item.first_query + query} * p.num_keys + index] = score;
-    }
-    return found;
-  }
-
-  // A warp: appends keys[i] where bit i of wanted is set. Few queries, of which most lanes' keys are: one
-  // addition for all lanes of a query, and keys side by side, as stores of one sector each would queue.
-  __device__ __forceinline__ void append_together(const RankedKey (&keys)[L::kStaged - 1],
-                                                  unsigned wanted) const {
-    const unsigned lane = threadIdx.x % 32, before = (1u << lane) - 1;
-    const unsigned mates = kQueries == 1 ? kAllLanes : 0x55555555u << lane % 2;
-    const int query = GroupScores<L>::own_query(0);
-    int all = 0;
+  // visit(i, what this lane staged i-th) up to `end`, and some more. No branches: lanes have as much to do
+  // as the busiest.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
+    constexpr int kBatch = 4;
+    static_assert(L::kStaged % kBatch == 0);
+    std::uint32_t at = end & ~kStagedRoom;
+#pragma unroll 1
+    for (int base = 0; __any_sync(kAllLanes, at < end); base += kBatch) {
 #pragma unroll
-    for (int i = 0; i < L::kStaged - 1; ++i) {
-      all += __popc(__ballot_sync(kAllLanes, wanted >> i & 1) & mates);
-    }
-    int slot = lane < kQueries && all > 0 ? atomicAdd(&shared.state.count[query], all) : 0;
-    slot = __shfl_sync(kAllLanes, slot, lane % kQueries);
-    RankedKey* list = lists() + query * kCandidateCapacity + slot;
-#pragma unroll
-    for (int i = 0; i < L::kStaged - 1; ++i) {
-      const unsigned takers = __ballot_sync(kAllLanes, wanted >> i & 1) & mates;
-      if (wanted >> i & 1) list[__popc(takers & before)] = keys[i];
-      list += __popc(takers);
+      for (int i = 0; i < kBatch; ++i, at += kStagedStride) {
+        float score;
+        std::uint32_t own_and_place;
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=f"(score), "=r"(own_and_place)
+                     : "r"(at)
+                     : "memory");
+        visit(base + i, Staged{at < end, score, static_cast<int>(own_and_place & ~kSecondOwn),
+                               kOwn == 2 ? static_cast<int>(own_and_place >> 31) : 0});
+      }
     }
   }
 
-  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds. All loads
-  // before all stores: the warps of a warpgroup wait for each other, and each does this at its own time.
+  // One of the lane's queries, as its staged scores need it.
+  struct OwnQuery {
+    RankedKey threshold;
+    int query, start, end;
+  };
+  __device__ __forceinline__ OwnQuery own_query(int own) const {
+    const int query = GroupScores<L>::own_query(own);
+    return {shared.state.threshold[query], query, shared.state.start[query],
+            shared.state.end[query]};
+  }
+  // Whether a key of the walk is in the query's range; keeps its score where all are wanted.
+  __device__ __forceinline__ bool takes_part(const OwnQuery& own, int index, float score) const {
+    const bool inside = index >= own.start && index < own.end;
+    if (inside && p.scores != nullptr) {
+      p.scores[std::int64_t{shared.item.first_query + own.query} * p.num_keys + index] = score;
+    }
+    return inside;
+  }
+
+  // Few queries, of which most lanes' keys are: one addition for all lanes of a query, and keys side by
+  // side, as stores of one sector each would queue.
+  static constexpr bool kTogether = kQueries <= 2;
+  // The lanes of whose query this lane's is.
+  static __device__ __forceinline__ unsigned mates() {
+    return kQueries == 1 ? kAllLanes : 0x55555555u << threadIdx.x % 2;
+  }
+  // A warp: the next places in a query's list, as many as each lane has bits in `wanted`; together, as many
+  // as all lanes of the query have, from the same place on.
+  __device__ __forceinline__ int take_slots(int query, unsigned wanted) const {
+    int* count = &shared.state.count[query];
+    if constexpr (!kTogether) {
+      return wanted != 0 ? atomicAdd(count, __popc(wanted)) : 0;
+    } else {
+      int all = 0;
+#pragma unroll
+      for (int i = 0; i < L::kStaged - 1; ++i) {
+        all += __popc(__ballot_sync(kAllLanes, wanted >> i & 1) & mates());
+      }
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const int slot = lane < kQueries && all > 0 ? atomicAdd(count, all) : 0;
+      return __shfl_sync(kAllLanes, slot, lane % kQueries);
+    }
+  }
+
+  // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
-    constexpr int kMost = L::kStaged - 1;
-    const std::uint32_t from = end & ~kStagedRoom;
-    const KeyWalk walk = shared.walk;
-    RankedKey threshold[kOwn];
+    const KeyWalk walk = {shared.walk.first, shared.walk.count, shared.walk.gap};
+    OwnQuery own[kOwn];
     unsigned wanted[kOwn] = {};
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      threshold[own] = shared.state.threshold[GroupScores<L>::own_query(own)];
-    }
-    RankedKey keys[kMost];
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const int index = walk.key_in_blocks(found.place);
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const Found found = load_staged<false>(walk, from + i * kStagedStride, end);
-      keys[i] = found.key;
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const bool takes = found.inside && found.own == own && found.key >= threshold[own];
-        wanted[own] |= static_cast<unsigned>(takes) << i;
+      for (int e = 0; e < kOwn; ++e) {
+        const bool takes = found.present && found.own == e && found.place < walk.count &&
+                           takes_part(own[e], index, found.score) &&
+                           ranked_key(found.score, index) >= own[e].threshold;
+        wanted[e] |= static_cast<unsigned>(takes) << i;
       }
+    });
+    RankedKey* to[kOwn];
+#pragma unroll
+    for (int e = 0; e < kOwn; ++e) {
+      to[e] = lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, wanted[e]);
     }
-    if constexpr (kQueries <= 2) {
-      append_together(keys, wanted[0]);
-    } else {
+    for_each_staged(end, [&](int i, const Staged& found) {
+      const RankedKey key = ranked_key(found.score, walk.key_in_blocks(found.place));
 #pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const int query = GroupScores<L>::own_query(own), taken = __popc(wanted[own]);
-        const int slot = taken > 0 ? atomicAdd(&shared.state.count[query], taken) : 0;
-        RankedKey* to = lists() + query * kCandidateCapacity + slot;
-#pragma unroll
-        for (int i = 0; i < kMost; ++i) {
-          if (wanted[own] >> i & 1) *to++ = keys[i];
+      for (int e = 0; e < kOwn; ++e) {
+        const bool takes = wanted[e] >> i & 1;
+        if constexpr (kTogether) {
+          const unsigned takers = __ballot_sync(kAllLanes, takes) & mates();
+          if (takes) to[e][__popc(takers & ((1u << threadIdx.x % 32) - 1))] = key;
+          to[e] += __popc(takers);
+        } else if (takes) {
+          *to[e]++ = key;
         }
       }
-    }
-    end = from;
+    });
+    end &= ~kStagedRoom;
   }
 
   // A warp: what its lanes staged of a sample, where every key has its place in the list.
   __device__ __forceinline__ void store_sample(std::uint32_t& end) const {
-    const std::uint32_t from = end & ~kStagedRoom;
     const KeyWalk walk = shared.walk;
+    OwnQuery own[kOwn];
 #pragma unroll
-    for (int i = 0; i < L::kStaged - 1; ++i) {
-      const Found found = load_staged<true>(walk, from + i * kStagedStride, end);
-      RankedKey* list = lists() + GroupScores<L>::own_query(found.own) * kCandidateCapacity;
-      if (found.present) list[found.place] = found.inside ? found.key : kEveryKey;
-    }
-    end = from;
+    for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
+    for_each_staged(end, [&](int, const Staged& found) {
+      if (!found.present || found.place >= walk.count) return;
+      const OwnQuery& mine = own[found.own];
+      const int index = walk.scattered_key(found.place);
+      lists()[mine.query * kCandidateCapacity + found.place] =
+          takes_part(mine, index, found.score) ? ranked_key(found.score, index) : kEveryKey;
+    });
+    end &= ~kStagedRoom;
   }
 
   __device__ __forceinline__ void load_floors(float (&floor)[kOwn]) const {
@@ -150,29 +166,6 @@ struct GroupCandidates {
       floor[i] = threshold_score(shared.state.threshold[GroupScores<L>::own_query(i)]);
       if (p.scores != nullptr) floor[i] = __uint_as_float(0x7FFFFFFFu);  // all are to be seen
     }
-  }
-
-  // A warp at look n, before the keys from n * kKeysPerLook on: whether look n - 1 found a list above
-  // the limit. The first warp looks; by the next look all have heard, so that hardly any waits.
-  __device__ __forceinline__ bool look(int n) const {
-    if (threadIdx.x < 32) {
-      const int i = threadIdx.x;
-      const bool above = __any_sync(kAllLanes, i < kQueries && is_full(i));
-      if (i == 0) shared.looks[n % kLooks] = 2 * n + above;
-    }
-    int before;
-    do {
-      before = shared.looks[(n - 1) % kLooks];
-    } while (before >> 1 != n - 1);
-    return before & 1;
-  }
-  __device__ __forceinline__ bool is_full(int query) const {
-    const int count = *static_cast<volatile int*>(&shared.state.count[query]);
-    return count > L::kLimit && !shared.state.settled[query];
-  }
-  // One thread, when no warp scans: the next is look n + 1.
-  __device__ __forceinline__ void reset_looks(int n) const {
-    for (int i = 0; i < kLooks; ++i) shared.looks[i] = i == n % kLooks ? 2 * n : -1;
   }
 
   // One thread: of a query's list, that keys came into it and that it overflowed.
@@ -186,24 +179,24 @@ struct GroupCandidates {
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers, before `tile`: exchanges bounds where it is time; cuts lists above the limit to the best k and a few more, which saves
+  // The scorers, before `tile`: exchange bounds where it is time; cut lists above the limit to the best k
+  // and a few more, which saves
   // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
   // which makes some room.
   __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
-    if (threadIdx.x == 0) reset_looks(tile / L::kTilesPerLook);
-    if (L::kInPieces && tile == shared.bound_tile) {
+    if (L::kInPieces && shared.bound_tile > 0 && tile >= shared.bound_tile) {
 #pragma unroll 1
       for (int i = 0; i < queries_of_piece<L>(shared.item); ++i) {
         raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
       }
       barrier_sync(kScorersBarrier, kScorers);
-      if (threadIdx.x == 0) shared.bound_tile = bound_tile<L>(shared.walk, 2 * tile);
+      if (threadIdx.x == 0) shared.bound_tile = next_bound_tile<L>(shared.walk, tile);
     }
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
-    if (is_full(query)) {
+    if (is_full(shared, query)) {
       RankedKey* list = lists() + query * kCandidateCapacity;
       SelectScratch& scratch = shared.select[query];
       const Room free = QueryTeam<L>::share(shared.staged, sizeof shared.staged);
@@ -243,59 +236,89 @@ struct GroupCandidates {
     }
   }
 
-  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or a list
-  // is full. Returns the next tile. The warpgroups go their own ways between looks.
+  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
+  // to be cut. Returns the next tile. The warpgroups go their own ways.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
     scores.load_weights(weights);
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
-    const int row = GroupScores<L>::first_row();
-    const float* scales = shared.scales[0] + row;
+    const float* scales = shared.scales[0] + GroupScores<L>::first_row();
     const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
-    const auto append = [&] { sampling ? store_sample(end) : append_staged(end); };
-    int stop = min(tile + L::kTilesPerLook, tiles);
-    for (;;) {
-#pragma unroll 1
-      for (; tile < stop && !__any_sync(kAllLanes, is_nearly_full(end)); ++tile) {
-        float d[L::kColumns / 2];
-        const std::uint32_t a = keys + place.stage * (L::kKeyBytes / 16);
-        wait_for_tile(place);
-        GroupScores<L>::multiply(__shfl_sync(kAllLanes, a, 0), queries, d);
-        float sums[2][kOwn][kSums] = {};
-        wgmma_wait<0>();
-        wgmma_pin(d);
-        scores.reduce(d, weights, sums);
-        float scale[2] = {1, 1};
-        if (L::Format::kHasScale) {
-          scale[0] = scales[place.stage * L::kTileKeys];
-          scale[1] = scales[place.stage * L::kTileKeys + 8];
-        }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.empty[place.stage]);
-        stage_rows(sums, scale, floor, tile * L::kTileKeys + row, end);
-        place = place.next();
+    // Of this lane's first row in the walk: the present tile's, and the last one's.
+    const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
+    int position = tile * L::kTileKeys + first;
+    typename GroupScores<L>::Accumulators d;
+    const auto start = [&] {
+      wait_for_tile(place);
+      GroupScores<L>::multiply(keys + place.stage * (L::kKeyBytes / 16), queries, d);
+    };
+    const auto sum = [&](typename GroupScores<L>::Sums& sums) {
+      wgmma_wait<0>();
+      wgmma_pin(d);
+      scores.reduce(d, weights, sums);
+    };
+    // A tile whose sums are there. Returns whether lists are to be cut after the next.
+    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
+      float scale[2] = {1, 1};
+      if (L::Format::kHasScale) {
+        scale[0] = scales[stage * L::kTileKeys];
+        scale[1] = scales[stage * L::kTileKeys + 8];
       }
-      // At a look what is staged may wait.
-      const bool looks = tile == stop && tile < tiles;
-      const bool full =
-          looks && (L::kInPieces && tile == shared.bound_tile || look(tile / L::kTilesPerLook));
-      if (!looks || full) append();
-      if (full || tile == tiles) return tile;
-      if (looks) stop = min(tile + L::kTilesPerLook, tiles);
+      const std::uint32_t cut = shared.cut[stage];
+      __syncwarp();
+      if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage]);
+      stage_rows(sums, scale, floor, position, end);
+      position += L::kTileKeys;
+      return cut;
+    };
+    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
+    int append = position;  // where all warps append
+    for (bool stop = false; position <= last && !stop;) {
+      if (position >= append) append += append_period();
+      const int pause = min(append, last);
+      start();
+#pragma unroll 1
+      while (position < pause && !__any_sync(kAllLanes, is_nearly_full(end | cut))) {
+        const int stage = place.stage;
+        typename GroupScores<L>::Sums sums = {};
+        sum(sums);
+        place = place.next();
+        start();
+        cut = finish(sums, stage);
+      }
+      typename GroupScores<L>::Sums sums = {};
+      sum(sums);
+      stop = cut != 0;
+      cut = finish(sums, place.stage);
+      place = place.next();
+      sampling ? store_sample(end) : append_staged(end);
     }
+    return (position - first) / L::kTileKeys;
   }
+  // Whether a lane's places may not do for two more tiles.
+  static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
+  static_assert(kPlaces > 0);
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
-    return (end & kStagedRoom) > (L::kStaged - 1 - L::kMostStaged) * kStagedStride;
+    return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;
+  }
+  // After how many keys the warps of a warpgroup append though their lanes have places yet: each waits for
+  // the others' products, so they do it at the same time. A lane then has half of its places full where
+  // twice k keys reach a threshold. Not where most keys do: lanes fill alike.
+  __device__ __forceinline__ int append_period() const {
+    constexpr int kNever = 1 << 20;
+    const int count = shared.walk.count;
+    const float tiles = kPlaces / (4.0f * L::kMostStaged) * count / p.top_k;
+    return (count <= 4 * p.top_k ? kNever : max(static_cast<int>(min(tiles, 1.0f * kNever)), 1)) *
+           L::kTileKeys;
   }
 
   // One thread: what the next scan() walks.
   __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
     shared.walk = walk;
     if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
-    reset_looks(0);
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
@@ -327,7 +350,7 @@ struct GroupCandidates {
   __device__ __forceinline__ int rank_in_sample(int query, int sampled, int keys) const {
     if (range(query) <= kShortRange) return 0;
     const float mean = static_cast<float>(p.top_k) * sampled / keys;
-    return min(static_cast<int>(mean + 4 * sqrtf(mean)) + 2, sampled);
+    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
   // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
   // rank(query), or none where that is 0. Whether all were found.

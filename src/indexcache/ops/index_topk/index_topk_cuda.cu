@@ -50,7 +50,9 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     barrier_arrive(kScanBarrier, kThreads);
     const Item item = item_at(p, plan, blockIdx.x);
     const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
-    if (walk.count > 0) KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(walk, place);
+    if (walk.count == 0) return;
+    KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(
+        walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
   } else {
     __syncthreads();
     for (;;) {
@@ -162,8 +164,9 @@ void launch_e4m3(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaSt
       return few_heads ? launch<Layout<E4m3, 1, 4, 128, 4, 8, kPaged>>(p, plan, stream)
                        : launch<Layout<E4m3, 2, 2, 128, 8, 8, kPaged>>(p, plan, stream);
     default:
-      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 8, kPaged>>(p, plan, stream)
-                               : launch<Layout<E4m3, 2, 4, 128, 6, 16, kPaged>>(p, plan, stream);
+      return p.num_heads <= 16 ? launch<Layout<E4m3, 1, 8, 128, 4, 16, kPaged>>(p, plan, stream)
+             : few_heads       ? launch<Layout<E4m3, 2, 4, 128, 7, 16, kPaged>>(p, plan, stream)
+                               : launch<Layout<E4m3, 4, 2, 128, 8, 16, kPaged>>(p, plan, stream);
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/tensor_copy.cuh"
-#include "indexcache/ops/index_topk/index_topk_layout.cuh"
+#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
 
 namespace indexcache::index_topk_device {
 
@@ -22,8 +22,9 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
 }
 
 // Boxes of 64 keys that follow each other come by tensor copies, which one lane of a warp asks for, a
-// warp for each box of a tile. The scattered keys of a sample come by copies of 16 bytes; a warp of the fetchers then has
-// a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
+// warp for each box of a tile, or for every other tile. The scattered keys of a sample come by copies of
+// 16 bytes; each warp then has a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets
+// kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
@@ -33,7 +34,8 @@ struct KeyFetcher {
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
   static constexpr int kRows = L::kTileKeys / kFetchWarps;
   static constexpr int kCopies = kRows / kRowsPerCopy;
-  static constexpr int kInFlight = L::kStages / 2;  // tiles whose copies are under way
+  static constexpr int kInFlight =
+      L::kStages - 2;  // tiles whose copies are under way; scorers hold two
 
   const IndexTopkCudaParams& p;
   const KeyMaps& maps;
@@ -42,41 +44,61 @@ struct KeyFetcher {
   int warp = static_cast<int>(threadIdx.x) % kFetchers / 32;
   int lane = static_cast<int>(threadIdx.x) % 32;
 
-  // The page of this warp's block i of a walk; past its end that of the last key.
-  __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int i) const {
+  // The warps share out the boxes of a tile, and whole tiles where there are fewer boxes.
+  static constexpr int kTilesAtOnce = kFetchWarps / kBlocks;
+  static_assert(kFetchWarps % kBlocks == 0 && kTilesAtOnce <= L::kStages);
+  __device__ __forceinline__ int own_box() const { return warp % kBlocks; }
+  __device__ __forceinline__ int own_tile(int i) const { return warp / kBlocks + i * kTilesAtOnce; }
+  // The key that this warp's box of its tile i begins with, as a place in the walk.
+  __device__ __forceinline__ int own_place(int i) const {
+    return (own_tile(i) * kBlocks + own_box()) * kBlockRows;
+  }
+  // Its page; past the walk's end that of the last key.
+  __device__ __forceinline__ int own_page(const KeyWalk& walk, int i) const {
     if (!L::kPaged) return 0;
-    const int key = (i * kBlocks + warp) * kBlockRows;
-    return page_index(p, request, walk.key_in_blocks(min(key, walk.count - 1)));
+    return page_index(p, request, walk.key_in_blocks(min(own_place(i), walk.count - 1)));
   }
 
-  // One warp of kBlocks: its block of each tile of a walk over all keys, as the ring has room for them. To
-  // ask for a box takes hundreds of cycles, so the warps share them out.
-  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
-    int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
-    for (int i = 0; i * L::kTileKeys < walk.count; ++i) {
+  // A warp: its boxes of the tiles of a walk over all keys, as the ring has room for them. To ask for one
+  // takes hundreds of cycles, between the scorers' instructions: one warp would be too slow. A warp waits
+  // for its tile's stage to be free knowing that of the tile before its last it was: hence no more tiles
+  // at once than stages.
+  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place, int bound) const {
+    int pages = own_page(walk, lane), next_pages = own_page(walk, 32 + lane);
+    place = place.after(own_tile(0));
+    for (int i = 0; own_tile(i) * L::kTileKeys < walk.count; ++i) {
       if (L::kPaged && i > 0 && i % 32 == 0) {
         pages = next_pages;
-        next_pages = page_of_block(walk, i + 32 + lane);
+        next_pages = own_page(walk, i + 32 + lane);
       }
-      std::uint64_t* full = &shared.full[place.stage];
       const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, i % 32) : 0;
-      const int key = L::kPaged ? 0 : walk.key_in_blocks((i * kBlocks + warp) * kBlockRows);
+      const int key = L::kPaged ? 0 : walk.key_in_blocks(own_place(i));
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      if (lane == 0) {
-        mbarrier_expect(full, kTileBytes / kBlocks, kFetchWarps / kBlocks);
-#pragma unroll
-        for (int half = 0; half < L::kHalves; ++half) {
-          const int to = (warp * L::kHalves + half) * (kBlockRows * 128);
-          copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
-                   full);
-        }
-        if constexpr (L::Format::kHasScale) {
-          copy_box(shared_address(shared.scales[place.stage] + warp * kBlockRows), maps.scales, key,
-                   0, page, full);
-        }
+      // The scorers know of the walk when they have given a stage back; no list is full before.
+      bool cut = own_tile(i) >= L::kStages &&
+                 __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
+      if (L::kInPieces && bound > 0 && own_tile(i) + 2 >= bound) {  // scorers stop two tiles later
+        cut = cut || own_tile(i) + 2 == bound;
+        bound = next_bound_tile<L>(walk, bound);
       }
+      if (lane == 0) fetch_box(place.stage, page, key, cut);
       __syncwarp();
-      place = place.next();
+      place = place.after(kTilesAtOnce);
+    }
+  }
+  // One lane.
+  __device__ __forceinline__ void fetch_box(int stage, int page, int key, bool cut) const {
+    std::uint64_t* full = &shared.full[stage];
+    if (own_box() == 0) shared.cut[stage] = cut ? ~0u : 0;
+    mbarrier_expect(full, kTileBytes / kBlocks, kTilesAtOnce);
+#pragma unroll
+    for (int half = 0; half < L::kHalves; ++half) {
+      const int to = (own_box() * L::kHalves + half) * (kBlockRows * 128);
+      copy_box(shared_address(shared.keys[stage] + to), maps.rows, half * 128, key, page, full);
+    }
+    if constexpr (L::Format::kHasScale) {
+      copy_box(shared_address(shared.scales[stage] + own_box() * kBlockRows), maps.scales, key, 0,
+               page, full);
     }
   }
 
@@ -96,9 +118,10 @@ struct KeyFetcher {
   // The rows of a tile of a sample; past its end the last key stands in. A lane finds every 32nd row,
   // so that a warp waits once for the table of pages.
   __device__ __forceinline__ void gather_rows(int stage, const KeyWalk& walk, int first) const {
-    const std::uint8_t* rows[kRows / 32];
+    constexpr int kFound = (kRows + 31) / 32;  // by a lane; of 16 rows, half of the lanes' do
+    const std::uint8_t* rows[kFound];
 #pragma unroll
-    for (int i = 0; i < kRows / 32; ++i) {
+    for (int i = 0; i < kFound; ++i) {
       const int row = first_row() + 32 * i + lane,
                 key = walk.scattered_key(min(first + row, walk.count - 1));
       const void* scale = p.key_scale + key;
@@ -109,7 +132,9 @@ struct KeyFetcher {
       } else {
         rows[i] = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
       }
-      if (L::Format::kHasScale) copy_4(shared_address(&shared.scales[stage][row]), scale);
+      if (L::Format::kHasScale && (kRows >= 32 || lane < kRows)) {
+        copy_4(shared_address(&shared.scales[stage][row]), scale);
+      }
     }
     const std::uint32_t to = first_place(stage);
 #pragma unroll
@@ -139,6 +164,7 @@ struct KeyFetcher {
     Place landed = place;
     for (int first = 0; first < walk.count; first += L::kTileKeys) {
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      if (warp == 0 && lane == 0) shared.cut[place.stage] = 0;
       gather_rows(place.stage, walk, first);
       commit_copies();
       if (first >= kInFlight * L::kTileKeys) announce<kInFlight>(landed);
@@ -148,12 +174,12 @@ struct KeyFetcher {
     while (landed.stage != place.stage || landed.parity != place.parity) announce<0>(landed);
   }
 
-  // The fetchers: the tiles of a walk.
-  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
+  // The fetchers: the tiles of a walk, before one of which the pieces exchange their first bounds.
+  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place, int bound = 0) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
-    } else if (warp < kBlocks) {
-      fetch_boxes(walk, place);
+    } else {
+      fetch_boxes(walk, place, bound);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);
   }

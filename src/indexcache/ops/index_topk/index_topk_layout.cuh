@@ -23,11 +23,12 @@ constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 // teams, eight at most; of the fetchers.
 constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kFetchersBarrier = 10;
 
-constexpr int kKeysPerLook = 512, kLooks = 8;  // between two looks at lists; looks remembered
-constexpr int kBlockRows = 64;                 // of a matrix product
-constexpr int kSampleShare = 64;               // one key of so many is sampled
+constexpr int kBlockRows = 64;    // of a matrix product
+constexpr int kSampleShare = 64;  // one key of so many is sampled
 constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
+
+__device__ __forceinline__ int warpgroup() { return threadIdx.x / kWarpgroup; }
 
 struct E4m3 {
   static constexpr int kRowBytes = 128;
@@ -146,7 +147,6 @@ struct Layout {
   static constexpr int kStages = stages;
   static constexpr bool kPaged = paged, kInPieces = false;
   static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
-  static constexpr int kTilesPerLook = kKeysPerLook / kTileKeys;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
@@ -154,20 +154,20 @@ struct Layout {
   static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 20 ? kWeights : 20;
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kPartBytes = kHalves * kBankBytes, kQueryBytes = kParts * kPartBytes;
-  static constexpr int kBlockBytes = kHalves * kBlockRows * 128;  // 64 keys
-  static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
-  static constexpr int kMostStaged = 2 * kOwn;                    // by a lane, of a tile
-  static constexpr int kStaged = staged;                          // by a lane at most, and one more
-  // A look may not count what is staged of a query, nor what the slowest warp has yet to score, which is
-  // a ring of tiles at most; a list that it lets pass is cut two looks later at the earliest.
+  static constexpr int kBlockBytes = kHalves * kBlockRows * 128;   // 64 keys
+  static constexpr int kKeyBytes = kTileKeys * kRow;               // of a stage
+  static constexpr int kMostStaged = kQueries < 4 ? 1 : 2 * kOwn;  // by a lane, of a tile
+  static constexpr int kStaged = staged;  // by a lane at most, and one more
+  // Who fetches a tile looks at the lists, when the tile a ring before it may not have been staged yet;
+  // a list that is let pass is cut two tiles later at the earliest.
   static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
-  static constexpr int kMostUncounted = kLanesPerQuery * (kStaged - 1) + kStages * kTileKeys;
-  static constexpr int kLimit = kCandidateCapacity - 2 * kKeysPerLook - kMostUncounted;
-  static_assert(kLimit >= 2 * kMostOrdered && kStages <= (kLooks - 2) * kTilesPerLook);
+  static constexpr int kMostUncounted = kLanesPerQuery * (kStaged - 1) + (kStages + 3) * kTileKeys;
+  static constexpr int kLimit = kCandidateCapacity - kMostUncounted;
+  static_assert(kLimit >= 2 * kMostOrdered);
 
   // This thread's part of the queries and block of the keys.
-  static __device__ __forceinline__ int part() { return threadIdx.x / kWarpgroup % kParts; }
-  static __device__ __forceinline__ int block() { return threadIdx.x / kWarpgroup / kParts; }
+  static __device__ __forceinline__ int part() { return warpgroup() % kParts; }
+  static __device__ __forceinline__ int block() { return warpgroup() / kParts; }
 
   // Column 2 c + e of eight columns j belongs to this query of the part, and head.
   static __device__ __forceinline__ int column_query(int c, int e) {
@@ -221,11 +221,10 @@ struct GroupShared {
   // What thread c of a quad has; the rows of four meet no bank twice.
   alignas(16) float weights[L::kParts][4][L::kWeights + 4];
   std::uint64_t full[L::kStages], empty[L::kStages];
-  KeyWalk walk;   // what the fetchers are to fetch; count < 0: no more
-  KeyWalk range;  // all keys of the group
-  // Of the last looks, look n at n % kLooks: twice n, plus 1 if a list was above the limit.
-  volatile int looks[kLooks];
-  int bound_tile;  // before which bounds are exchanged; 0: never
+  KeyWalk walk;                   // what the fetchers are to fetch; count < 0: no more
+  KeyWalk range;                  // all keys of the group
+  std::uint32_t cut[L::kStages];  // all bits, if lists are to be cut after the next tile
+  int bound_tile;                 // before which bounds are exchanged; 0: never
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];
@@ -234,6 +233,13 @@ struct GroupShared {
   static_assert(kSelectionBytes % (16 * L::kGroupQueries) == 0);
   static_assert(sizeof(HeldScratch) <= sizeof staged && alignof(HeldScratch) <= alignof(float4));
 };
+
+// Whether a query's list is to be cut.
+template <class L>
+__device__ __forceinline__ bool is_full(const GroupShared<L>& shared, int query) {
+  const int count = *static_cast<const volatile int*>(&shared.state.count[query]);
+  return count > L::kLimit && !shared.state.settled[query];
+}
 
 // Shared memory that a selection may use, in words.
 struct Room {

@@ -45,13 +45,14 @@ void validate(const IndexTopkCudaParams& p) {
           p.key_stride);
 }
 
-// Eight queries share a scan of the keys where their heads fit two matrix tiles of 128 columns. Few
-// tokens take fewer columns (e4m3; bf16 keys have no layouts of their own for them).
+// Eight queries share a scan of the keys. Of bf16 ones with many heads, four: all columns of eight do not
+// fit in shared memory. Few tokens take fewer columns (e4m3; bf16 keys have no layouts of their own for
+// them).
 std::int32_t columns_per_group(const IndexTopkCudaParams& p) {
   if (p.format == IndexKeyFormat::kBFloat16) return p.num_heads <= 32 ? 8 : 4;
   switch (p.tokens_per_request) {
     case 0:
-      return p.num_heads <= 32 ? 8 : 4;
+      return 8;
     case 1:
     case 2:
       return p.tokens_per_request;

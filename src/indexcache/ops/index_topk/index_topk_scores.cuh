@@ -92,6 +92,7 @@ struct GroupScores {
   static __device__ __forceinline__ void multiply(std::uint32_t keys, std::uint32_t queries,
                                                   Accumulators& d) {
     constexpr std::uint64_t kHigh = rows_operand(0) >> 32 << 32;
+    asm volatile("" : "+r"(queries));  // sums of it are to be found anew, not kept in registers
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
