@@ -413,7 +413,9 @@ __device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, Ran
 // Where a team puts distinct numbers of [0, range) in ascending order: the row, and a bit for each number, a
 // stretch of the range at a time. A thread's words of bits follow each other, a power of two of groups of
 // four; it is an odd number of groups to its neighbour's, so that lanes meet no bank twice.
-constexpr int kMostOrdered = 2048, kMostGroups = 8;
+constexpr int kMostOrdered = 2048;
+template <class Team>
+constexpr int kMostGroups = Team::size < 512 ? 8 : 4;
 template <class Team>
 constexpr int kOrderWords = kMostOrdered + 4 * Team::size*(kMostGroups + 1);
 
@@ -423,7 +425,7 @@ struct OrderRoom {
   int log, stride;     // of a thread's groups their number, and how many it is to the next thread's
 
   __device__ __forceinline__ OrderRoom(std::uint32_t* room, int range) : row(room) {
-    const int groups = min((range + 128 * Team::size - 1) / (128 * Team::size), kMostGroups);
+    const int groups = min((range + 128 * Team::size - 1) / (128 * Team::size), kMostGroups<Team>);
     log = 32 - __clz(max(groups, 1) - 1);
     stride = 1 << log | 1;
   }
