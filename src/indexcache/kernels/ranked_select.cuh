@@ -417,7 +417,7 @@ constexpr int kMostOrdered = 2048;
 template <class Team>
 constexpr int kMostGroups = Team::size < 512 ? 8 : 4;
 template <class Team>
-constexpr int kOrderWords = kMostOrdered + 4 * Team::size*(kMostGroups + 1);
+constexpr int kOrderWords = kMostOrdered + 4 * Team::size*(kMostGroups<Team> + 1);
 
 template <class Team>
 struct OrderRoom {
