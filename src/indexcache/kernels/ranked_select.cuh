@@ -276,6 +276,13 @@ struct HeldKeys {
       keys[i] = at < size ? list[at] : kEveryKey;
     }
   }
+  __device__ __forceinline__ void copy(const Team& team, RankedKey* to, int size) const {
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int at = i * Team::size + team.rank;
+      if (at < size) to[at] = keys[i];
+    }
+  }
   template <class Visit>
   __device__ __forceinline__ void for_each(const Visit& visit) const {
 #pragma unroll

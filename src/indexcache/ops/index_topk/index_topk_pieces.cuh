@@ -70,7 +70,11 @@ struct PieceMerge {
     }
     team.sync();
     RankedKey* to = merged(query);
-    place_held(held, threshold, &select.slot, [&](RankedKey key, int place) { to[place] = key; });
+    if (threshold == kEveryKey) {
+      held.copy(team, to + select.slot, size);
+    } else {
+      place_held(held, threshold, &select.slot, [&](RankedKey key, int place) { to[place] = key; });
+    }
   }
 
   // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
