@@ -418,39 +418,36 @@ __device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, Ran
 }
 
 // Where a team puts distinct numbers of [0, range) in ascending order: the row, and a bit for each number, a
-// stretch of the range at a time. A thread's words of bits follow each other, a power of two of groups of
-// four; it is an odd number of groups to its neighbour's, so that lanes meet no bank twice.
+// stretch of the range at a time. A thread's words of bits follow each other, a power of two of them; it is
+// an odd number of words to its neighbour's, so that lanes meet no bank twice.
 constexpr int kMostOrdered = 2048;
 template <class Team>
-constexpr int kMostGroups = Team::size < 512 ? 8 : 4;
+constexpr int kMostWords = Team::size < 512 ? 32 : 16;
 template <class Team>
-constexpr int kOrderWords = kMostOrdered + 4 * Team::size*(kMostGroups<Team> + 1);
+constexpr int kOrderWords = kMostOrdered + Team::size*(kMostWords<Team> + 1);
 
 template <class Team>
 struct OrderRoom {
-  std::uint32_t* row;  // kOrderWords words of shared memory, aligned to 16 bytes
-  int log, stride;     // of a thread's groups their number, and how many it is to the next thread's
+  std::uint32_t* row;  // kOrderWords words of shared memory
+  int log, stride;     // of a thread's words their number, and how many it is to the next thread's
 
   __device__ __forceinline__ OrderRoom(std::uint32_t* room, int range) : row(room) {
-    const int groups = min((range + 128 * Team::size - 1) / (128 * Team::size), kMostGroups<Team>);
-    log = 32 - __clz(max(groups, 1) - 1);
+    const int own = min((range + 32 * Team::size - 1) / (32 * Team::size), kMostWords<Team>);
+    log = 32 - __clz(max(own, 1) - 1);
     stride = 1 << log | 1;
   }
-  __device__ __forceinline__ std::uint32_t* bits() const { return row + kMostOrdered; }
-  __device__ __forceinline__ int stretch() const { return 128 * Team::size << log; }
+  __device__ __forceinline__ int stretch() const { return 32 * Team::size << log; }
   // The word of a bit of the stretch.
   __device__ __forceinline__ std::uint32_t* word_of(int bit) const {
-    const int group = bit >> 7;
-    return bits() + 4 * ((group >> log) * stride + (group & ((1 << log) - 1))) + (bit >> 5 & 3);
+    const int word = bit >> 5;
+    return row + kMostOrdered + (word >> log) * stride + (word & ((1 << log) - 1));
   }
-  __device__ __forceinline__ uint4* own_groups(const Team& team) const {
-    return reinterpret_cast<uint4*>(bits()) + team.rank * stride;
+  __device__ __forceinline__ const std::uint32_t* own_words(const Team& team) const {
+    return row + kMostOrdered + team.rank * stride;
   }
   __device__ __forceinline__ void clear(const Team& team) const {
 #pragma unroll 1
-    for (int i = 0; i < stride; ++i) {
-      reinterpret_cast<uint4*>(bits())[i * Team::size + team.rank] = {0, 0, 0, 0};
-    }
+    for (int i = 0; i < stride; ++i) row[kMostOrdered + i * Team::size + team.rank] = 0;
   }
 };
 
@@ -462,8 +459,7 @@ template <class Team, class ForOwn>
 __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<Team>& room,
                                               int range, int top_k, std::int32_t* out,
                                               SelectScratch& scratch, const ForOwn& for_own) {
-  const uint4* groups = room.own_groups(team);
-  const auto* words = reinterpret_cast<const std::uint32_t*>(groups);
+  const std::uint32_t* words = room.own_words(team);
   int taken = 0;
 #pragma unroll 1
   for (int base = 0; base < range; base += room.stretch()) {
@@ -479,14 +475,12 @@ __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<
     unsigned own = 0, all = 0, filled = 0;  // which words have bits
 #pragma unroll 1
     for (int i = 0; i < 1 << room.log; ++i) {
-      const uint4 four = groups[i];
-      own += __popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w);
-      filled |= static_cast<unsigned>((four.x != 0) | (four.y != 0) << 1 | (four.z != 0) << 2 |
-                                      (four.w != 0) << 3)
-                << 4 * i;
+      const std::uint32_t word = words[i];
+      own += __popc(word);
+      filled |= static_cast<unsigned>(word != 0) << i;
     }
     int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
-    const int first = base + (team.rank * 128 << room.log);
+    const int first = base + (team.rank * 32 << room.log);
 #pragma unroll 1
     for (; filled != 0; filled &= filled - 1) {
       const int word = __ffs(static_cast<int>(filled)) - 1;
