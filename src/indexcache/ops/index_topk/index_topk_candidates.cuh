@@ -189,7 +189,9 @@ struct GroupCandidates {
     if (L::kInPieces && shared.bound_tile > 0 && tile >= shared.bound_tile) {
 #pragma unroll 1
       for (int i = 0; i < queries_of_piece<L>(shared.item); ++i) {
+        const int size = state.count[i];
         raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
+        if (threadIdx.x == 0) record(i, size - state.count[i], 0);
       }
       barrier_sync(kScorersBarrier, kScorers);
       if (threadIdx.x == 0) shared.bound_tile = next_bound_tile<L>(shared.walk, tile);

@@ -59,8 +59,9 @@ struct GroupSelection {
   __device__ __forceinline__ void finish() const {
     const QueryTeam<L> team;
     if (team.query < item.queries && !state.written[team.query]) {
-      write_row(team, candidates.lists() + team.query * kCandidateCapacity,
-                state.count[team.query]);
+      const int size = state.count[team.query];
+      if (team.rank == 0) candidates.record(team.query, size, 0);
+      write_row(team, candidates.lists() + team.query * kCandidateCapacity, size);
     }
   }
 
@@ -86,7 +87,10 @@ struct GroupSelection {
       state.settled[i] = state.settled[i] || state.count[i] >= min(p.top_k, candidates.range(i));
       again = !state.settled[i];
       state.threshold[i] = again ? kEveryKey : kNoKey;
-      if (again) state.count[i] = 0;
+      if (again) {
+        candidates.record(i, state.count[i], 1);
+        state.count[i] = 0;
+      }
     }
     return !any(again);
   }
@@ -107,6 +111,7 @@ struct GroupSelection {
     candidates.scan();
     const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
     const int queries = queries_of_piece<L>(item);
+    if (threadIdx.x < kQueries) candidates.record(threadIdx.x, state.count[threadIdx.x], 0);
 #pragma unroll 1
     for (int i = 0; i < queries; ++i) merge.publish(i);
     merge.arrive();
