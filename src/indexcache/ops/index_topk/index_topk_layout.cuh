@@ -267,7 +267,10 @@ struct QueryTeam : Team<kScorers / L::kGroupQueries> {
 using BlockTeam = Team<kScorers>;
 using HeldList = HeldKeys<BlockTeam, kCandidateCapacity / kScorers>;
 __device__ __forceinline__ BlockTeam block_team() {
-  return {static_cast<int>(threadIdx.x), kScorersBarrier};
+  int rank;
+  asm volatile("mov.u32 %0, %%tid.x;"
+               : "=r"(rank));  // what follows from it is not kept for a next query
+  return {rank, kScorersBarrier};
 }
 
 // A place in the ring of stages, and the parity of its present round.

@@ -22,7 +22,6 @@ struct PieceMerge {
   GroupShared<L>& shared;
   RankedKey* lists;  // the block's
   PieceCounters counters{p, plan};
-  BlockTeam team = block_team();
   const Item& item = shared.item;
   GroupState& state = shared.state;
 
@@ -53,6 +52,7 @@ struct PieceMerge {
 
   // A query's keys to their places among the merged. What all pieces publish fits a list.
   __device__ __forceinline__ void publish(int query) const {
+    const BlockTeam team = block_team();
     SelectScratch& select = shared.select[query];
     const int size = state.count[query], wanted = keys_published(query);
     int first = 0;
@@ -80,6 +80,7 @@ struct PieceMerge {
   // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
   // from the others.
   __device__ __forceinline__ void arrive() const {
+    const BlockTeam team = block_team();
     team.sync();
     if (team.rank < item.queries) {
       const int query = team.rank, own = keys_published(query);
@@ -98,6 +99,7 @@ struct PieceMerge {
   // A query's last block: its row from what the pieces published. A piece of which all went into the
   // result may have more: its best k then join, still in its block's list. Leaves the counters zero.
   __device__ __forceinline__ void write_row(int query) const {
+    const BlockTeam team = block_team();
     static_assert(kMostPieces <= kScorers);
     SelectScratch& select = shared.select[query];
     const std::int64_t row = item.first_query + query;
