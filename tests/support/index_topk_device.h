@@ -205,9 +205,9 @@ class Pages {
 };
 
 // A problem on the device; run() gives the result and, in a debug launch, the scores. Planned for all
-// multiprocessors, among which few queries are shared out in pieces; or, where it says so, for two, so
-// that blocks have one whole group after the other.
-enum class Blocks { kAll, kTwo };
+// multiprocessors, among which few queries are shared out in pieces; or, where it says so, for one or
+// two, so that blocks have one whole group after the other.
+enum class Blocks { kAll, kOne, kTwo };
 class DeviceProblem {
  public:
   explicit DeviceProblem(const Problem& problem, Blocks blocks = Blocks::kAll)
@@ -225,7 +225,7 @@ class DeviceProblem {
       pages_ = std::make_unique<Pages>(problem);
       pages_->bind(params_, problem);
     }
-    int processors = 2;
+    int processors = blocks == Blocks::kOne ? 1 : 2;
     if (blocks == Blocks::kAll)
       cuda_ok(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
     plan_ = plan_index_topk(params_, processors);

@@ -218,18 +218,20 @@ struct GroupCandidates {
     mbarrier_wait(&shared.full[at.stage], at.parity);
   }
 
-  // A lane: stages the scores of its two rows of a tile that reach the thresholds' scores. place is
-  // the first's in the walk, end that of what is staged.
-  static __device__ __forceinline__ void stage_rows(const float (&sums)[2][kOwn][kSums],
-                                                    const float (&scale)[2],
+  // A lane: stages those of its scores of a tile that reach the thresholds' scores. place is its first row's
+  // in the walk, end that of what is staged.
+  static __device__ __forceinline__ void stage_rows(const typename GroupScores<L>::Sums& sums,
+                                                    const float (&scale)[L::kRows],
                                                     const float (&floor)[kOwn], std::uint32_t place,
                                                     std::uint32_t& end) {
+    float scores[L::kRows][kOwn];
+    GroupScores<L>::join(sums, scores);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < L::kRows; ++r) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const float score = GroupScores<L>::total(sums[r][own]) * scale[r];
-        if (!GroupScores<L>::offers(r) || score < floor[own]) continue;
+        const float score = scores[r][own] * scale[r];
+        if (!GroupScores<L>::offers() || score < floor[own]) continue;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
                      "r"(place + own * kSecondOwn + r * 8)
                      : "memory");
@@ -239,7 +241,8 @@ struct GroupCandidates {
   }
 
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
-  // to be cut. Returns the next tile. The warpgroups go their own ways.
+  // to be cut. Returns the next tile. The warpgroups go their own ways; the warps of one start the same
+  // products, but append each when it must, under the products of the next tile.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
@@ -247,11 +250,12 @@ struct GroupCandidates {
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
     const float* scales = shared.scales[0] + GroupScores<L>::first_row();
-    const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
     // Of this lane's first row in the walk: the present tile's, and the last one's.
     const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
     int position = tile * L::kTileKeys + first;
+    const int period = append_period();
+    int pause = position + period;
     typename GroupScores<L>::Accumulators d;
     const auto start = [&] {
       wait_for_tile(place);
@@ -264,10 +268,10 @@ struct GroupCandidates {
     };
     // A tile whose sums are there. Returns whether lists are to be cut after the next.
     const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
-      float scale[2] = {1, 1};
-      if (L::Format::kHasScale) {
-        scale[0] = scales[stage * L::kTileKeys];
-        scale[1] = scales[stage * L::kTileKeys + 8];
+      float scale[L::kRows];
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+        scale[r] = L::Format::kHasScale ? scales[stage * L::kTileKeys + 8 * r] : 1.0f;
       }
       const std::uint32_t cut = shared.cut[stage];
       __syncwarp();
@@ -276,32 +280,33 @@ struct GroupCandidates {
       position += L::kTileKeys;
       return cut;
     };
-    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
-    int append = position;  // where all warps append
-    for (bool stop = false; position <= last && !stop;) {
-      if (position >= append) append += append_period();
-      const int pause = min(append, last);
-      start();
+    const auto append = [&] { shared.walk.scattered() ? store_sample(end) : append_staged(end); };
+    bool cut = false;  // lists are to be cut after the tile that is started
+    start();
 #pragma unroll 1
-      while (position < pause && !__any_sync(kAllLanes, is_nearly_full(end | cut))) {
-        const int stage = place.stage;
-        typename GroupScores<L>::Sums sums = {};
-        sum(sums);
-        place = place.next();
-        start();
-        cut = finish(sums, stage);
-      }
+    for (;;) {
+      const int stage = place.stage;
       typename GroupScores<L>::Sums sums = {};
       sum(sums);
-      stop = cut != 0;
-      cut = finish(sums, place.stage);
       place = place.next();
-      sampling ? store_sample(end) : append_staged(end);
+      if (position >= last || cut) {
+        finish(sums, stage);
+        break;
+      }
+      start();
+      cut = finish(sums, stage) != 0;
+      if (__any_sync(kAllLanes, position >= pause || is_nearly_full(end))) {
+        append();
+        if (position >= pause) pause += period;
+        scores.load_weights(weights);  // rather than keep them meanwhile
+        load_floors(floor);
+      }
     }
+    append();
     return (position - first) / L::kTileKeys;
   }
-  // Whether a lane's places may not do for two more tiles.
-  static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
+  // Whether a lane's places may not do for another tile.
+  static constexpr int kPlaces = L::kStaged - 1 - L::kMostStaged;
   static_assert(kPlaces > 0);
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
     return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;
@@ -323,12 +328,13 @@ struct GroupCandidates {
     if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
   }
 
-  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next. All
-  // fetchers know a walk once its tiles come; of one without tiles they hear nothing.
+  // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
-    if (threadIdx.x == 0) open_walk(walk);
-    if (walk.count == 0) return barrier_sync(kScorersBarrier, kScorers);
+    barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
+    if (threadIdx.x == 0) {
+      open_walk(walk);
+      shared.request = shared.item.group;
+    }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
     barrier_sync(kScanBarrier, kThreads);
   }

@@ -38,9 +38,6 @@ template <class L>
 __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
                                             const KeyMaps& maps, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
-  const auto request_of = [&](const Item& item) {
-    return p.tokens_per_request > 0 ? item.group : 0;
-  };
   if (threadIdx.x == kScorers && p.num_keys > 0) {
     prefetch_map(maps.rows);
     if (L::Format::kHasScale) prefetch_map(maps.scales);
@@ -51,16 +48,18 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     const Item item = item_at(p, plan, blockIdx.x);
     const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
     if (walk.count == 0) return;
-    KeyFetcher<L>{p, maps, request_of(item), shared}.fetch(
+    const int request = p.tokens_per_request > 0 ? item.group : 0;
+    KeyFetcher<L>{p, maps, request, shared}.fetch(
         walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
   } else {
     __syncthreads();
     for (;;) {
+      barrier_arrive(kReadBarrier, kThreads);
       barrier_sync(kScanBarrier, kThreads);
       const KeyWalk walk = shared.walk;
       if (walk.count < 0) return;
-      barrier_sync(kFetchersBarrier, kFetchers);  // all know the walk before any tile of it comes
-      KeyFetcher<L>{p, maps, request_of(shared.item), shared}.fetch(walk, place);
+      const int request = p.tokens_per_request > 0 ? shared.request : 0;
+      KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
     }
   }
 }
@@ -75,6 +74,7 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
     selection.run_piece(item_at(p, plan, blockIdx.x));
   } else {
     for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
+    barrier_sync(kReadBarrier, kThreads);
     if (threadIdx.x == 0) shared.walk.count = -1;
     barrier_sync(kScanBarrier, kThreads);
   }

@@ -19,9 +19,10 @@ constexpr int kThreads = kScorers + kFetchers;
 // A launch has 5 x 96 registers for five threads: 4 x 112 + 32.
 constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
-// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the
-// teams, eight at most; of the fetchers.
-constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kFetchersBarrier = 10;
+// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams, eight at
+// most; of all, that the fetchers have read which; of the fetchers.
+constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10,
+              kFetchersBarrier = 11;
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
@@ -148,16 +149,17 @@ struct Layout {
   static constexpr bool kPaged = paged, kInPieces = false;
   static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
+  static constexpr int kRows = kQueries < 4 ? 1 : 2;         // of the keys, whose scores it joins
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
   static constexpr int kBankBytes = kColumns * 128;          // for 128 bytes of K
   // A thread's weights, and how many of them stand in its registers: there is no room for 32.
   static constexpr int kWeights = kColumns / 4, kHeld = kWeights < 20 ? kWeights : 20;
   static constexpr int kRow = Format::kRowBytes, kSteps = kRow / 32, kHalves = kRow / 128;
   static constexpr int kPartBytes = kHalves * kBankBytes, kQueryBytes = kParts * kPartBytes;
-  static constexpr int kBlockBytes = kHalves * kBlockRows * 128;   // 64 keys
-  static constexpr int kKeyBytes = kTileKeys * kRow;               // of a stage
-  static constexpr int kMostStaged = kQueries < 4 ? 1 : 2 * kOwn;  // by a lane, of a tile
-  static constexpr int kStaged = staged;  // by a lane at most, and one more
+  static constexpr int kBlockBytes = kHalves * kBlockRows * 128;  // 64 keys
+  static constexpr int kKeyBytes = kTileKeys * kRow;              // of a stage
+  static constexpr int kMostStaged = kRows * kOwn;                // by a lane, of a tile
+  static constexpr int kStaged = staged;                          // by a lane at most, and one more
   // Who fetches a tile looks at the lists, when the tile a ring before it may not have been staged yet;
   // a list that is let pass is cut two tiles later at the earliest.
   static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
@@ -222,6 +224,7 @@ struct GroupShared {
   alignas(16) float weights[L::kParts][4][L::kWeights + 4];
   std::uint64_t full[L::kStages], empty[L::kStages];
   KeyWalk walk;                   // what the fetchers are to fetch; count < 0: no more
+  int request;                    // whose keys they are
   KeyWalk range;                  // all keys of the group
   std::uint32_t cut[L::kStages];  // all bits, if lists are to be cut after the next tile
   int bound_tile;                 // before which bounds are exchanged; 0: never

@@ -69,10 +69,15 @@ struct GroupScores {
     for (int i = 0; i < kHeld / 4; ++i) held[i] = own_weights()[i];
   }
 
-  // Row g of the warpgroup's block is this row of the tile.
+  // Whether this thread's row, where it has one, is the block's row g + 8, not g.
+  static __device__ __forceinline__ bool has_second_row() {
+    const int c = threadIdx.x % 4;
+    return L::kRows == 1 && (kQueries == 2 ? c / 2 : c % 2) != 0;
+  }
+  // This thread's first row of the tile: g of the warpgroup's block, or g + 8.
   static __device__ __forceinline__ int first_row() {
     const int warp = threadIdx.x % kWarpgroup / 32;
-    return L::block() * kBlockRows + 16 * warp + threadIdx.x % 32 / 4;
+    return L::block() * kBlockRows + 16 * warp + threadIdx.x % 32 / 4 + 8 * has_second_row();
   }
 
   // The lower halves of the operands' descriptors, alike in all lanes: of the queries; of this
@@ -127,23 +132,33 @@ struct GroupScores {
     }
   }
 
-  // The four sums together, whose threads are those of a quad with the same query.
-  static __device__ __forceinline__ float total(const float (&s)[kSums]) {
-    if constexpr (kSums == 4) {
-      return (s[0] + s[1]) + (s[2] + s[3]);
-    } else if constexpr (kSums == 2) {
-      return (s[0] + __shfl_xor_sync(kAllLanes, s[0], 2)) +
-             (s[1] + __shfl_xor_sync(kAllLanes, s[1], 2));
+  // The four sums together. Where several threads of a quad have the same query, each has some of the
+  // heads' for both rows: they swap, so that each has one row.
+  static __device__ __forceinline__ void join(const Sums& s, float (&scores)[L::kRows][kOwn]) {
+    if constexpr (L::kRows == 2) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) {
+          const auto& four = s[r][own];
+          scores[r][own] = (four[0] + four[1]) + (four[2] + four[3]);
+        }
+      }
     } else {
-      const float pair = s[0] + __shfl_xor_sync(kAllLanes, s[0], 1);
-      return pair + __shfl_xor_sync(kAllLanes, pair, 2);
+      const bool second = has_second_row();
+      float both[kSums];
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        const float others = second ? s[0][0][i] : s[1][0][i];
+        both[i] = (second ? s[1][0][i] : s[0][0][i]) +
+                  __shfl_xor_sync(kAllLanes, others, kQueries == 2 ? 2 : 1);
+      }
+      scores[0][0] =
+          kSums == 2 ? both[0] + both[kSums - 1] : both[0] + __shfl_xor_sync(kAllLanes, both[0], 2);
     }
   }
-  // Which thread of those offers a row's score.
-  static __device__ __forceinline__ bool offers(int r) {
-    const int c = threadIdx.x % 4;
-    return kQueries >= 4 || (kQueries == 2 ? c / 2 == r : c == r);
-  }
+  // Of threads with the same row and query, one offers the score.
+  static __device__ __forceinline__ bool offers() { return kQueries > 1 || threadIdx.x % 4 < 2; }
 };
 
 }  // namespace indexcache::index_topk_device
