@@ -241,8 +241,7 @@ struct GroupCandidates {
   }
 
   // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
-  // to be cut. Returns the next tile. The warpgroups go their own ways; the warps of one start the same
-  // products, but append each when it must, under the products of the next tile.
+  // to be cut. Returns the next tile. The warpgroups go their own ways.
   __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
@@ -250,12 +249,11 @@ struct GroupCandidates {
     load_floors(floor);
     const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
     const float* scales = shared.scales[0] + GroupScores<L>::first_row();
+    const bool sampling = shared.walk.scattered();
     std::uint32_t end = staged();
     // Of this lane's first row in the walk: the present tile's, and the last one's.
     const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
     int position = tile * L::kTileKeys + first;
-    const int period = append_period();
-    int pause = position + period;
     typename GroupScores<L>::Accumulators d;
     const auto start = [&] {
       wait_for_tile(place);
@@ -280,33 +278,36 @@ struct GroupCandidates {
       position += L::kTileKeys;
       return cut;
     };
-    const auto append = [&] { shared.walk.scattered() ? store_sample(end) : append_staged(end); };
-    bool cut = false;  // lists are to be cut after the tile that is started
-    start();
+    std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
+    int append = position;  // where all warps append
+    for (bool stop = false; position <= last && !stop;) {
+      if (position >= append) append += append_period();
+      const int pause = min(append, last);
+      start();
 #pragma unroll 1
-    for (;;) {
-      const int stage = place.stage;
+      while (position < pause && !any_of_warpgroup(is_nearly_full(end | cut))) {
+        const int stage = place.stage;
+        typename GroupScores<L>::Sums sums = {};
+        sum(sums);
+        place = place.next();
+        start();
+        cut = finish(sums, stage);
+      }
       typename GroupScores<L>::Sums sums = {};
       sum(sums);
+      stop = cut != 0;
+      cut = finish(sums, place.stage);
       place = place.next();
-      if (position >= last || cut) {
-        finish(sums, stage);
-        break;
-      }
-      start();
-      cut = finish(sums, stage) != 0;
-      if (__any_sync(kAllLanes, position >= pause || is_nearly_full(end))) {
-        append();
-        if (position >= pause) pause += period;
-        scores.load_weights(weights);  // rather than keep them meanwhile
-        load_floors(floor);
-      }
+      sampling ? store_sample(end) : append_staged(end);
     }
-    append();
     return (position - first) / L::kTileKeys;
   }
-  // Whether a lane's places may not do for another tile.
-  static constexpr int kPlaces = L::kStaged - 1 - L::kMostStaged;
+  // All warps of a warpgroup are to start the same products at the same place of the code.
+  static __device__ __forceinline__ bool any_of_warpgroup(bool value) {
+    return __any_sync(kAllLanes, barrier_any(kWarpgroupBarrier + warpgroup(), kWarpgroup, value));
+  }
+  // Whether a lane's places may not do for two more tiles.
+  static constexpr int kPlaces = L::kStaged - 1 - 2 * L::kMostStaged;
   static_assert(kPlaces > 0);
   static __device__ __forceinline__ bool is_nearly_full(std::uint32_t end) {
     return (end & kStagedRoom) > static_cast<unsigned>(kPlaces) * kStagedStride;

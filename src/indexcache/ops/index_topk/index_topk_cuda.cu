@@ -52,9 +52,8 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     KeyFetcher<L>{p, maps, request, shared}.fetch(
         walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
   } else {
-    __syncthreads();
     for (;;) {
-      barrier_arrive(kReadBarrier, kThreads);
+      barrier_sync(kReadBarrier, kThreads);
       barrier_sync(kScanBarrier, kThreads);
       const KeyWalk walk = shared.walk;
       if (walk.count < 0) return;
@@ -94,11 +93,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     mbarrier_init_fence();
   }
+  // Of a piece the fetchers do not wait for the scorers, who ask for queries meanwhile.
+  if (!L::kInPieces) __syncthreads();
   if (threadIdx.x >= kScorers) {
     give_registers<kFetcherRegisters>();
     fetch_walks(p, plan, maps, shared);
   } else {
-    if (!L::kInPieces) __syncthreads();
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
   }

@@ -20,9 +20,10 @@ constexpr int kThreads = kScorers + kFetchers;
 constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 // Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams, eight at
-// most; of all, that the fetchers have read which; of the fetchers.
+// most; of all, that the last walk is over and none reads which it was; of the fetchers; of each of the
+// four scoring warpgroups.
 constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10,
-              kFetchersBarrier = 11;
+              kFetchersBarrier = 11, kWarpgroupBarrier = 12;
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
