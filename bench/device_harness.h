@@ -63,6 +63,7 @@ struct DeviceCase {
   int calls =
       1;  // that run() makes; above 1 it is captured in a graph, and brings its own cold data
   std::vector<std::pair<std::string, double>> figures = {};  // of its data or result, to be shown
+  std::vector<int> shared_by = {};  // so many use its result: its time for each is shown
 };
 
 // Times cases in turn, `rounds` times after one warm-up each; single calls after a write of far
@@ -191,6 +192,8 @@ class DeviceSuite {
                   low, high, tflops, tbytes);
       for (const auto& [figure, value] : t.c.figures)
         std::printf("%-44s   %s %.6g\n", "", figure.c_str(), value);
+      for (const int users : t.c.shared_by)
+        std::printf("%-44s   for each of %d: %.1f us\n", "", users, median / users);
       if (json) {
         std::fprintf(json,
                      "%s\n  {\"case\": \"%s\", \"us\": %.2f, \"us_quartiles\": [%.2f, %.2f], "
@@ -198,6 +201,8 @@ class DeviceSuite {
                      i ? "," : "", t.c.name.c_str(), median, low, high, tflops, tbytes);
         for (const auto& [figure, value] : t.c.figures)
           std::fprintf(json, ", \"%s\": %.6g", figure.c_str(), value);
+        for (const int users : t.c.shared_by)
+          std::fprintf(json, ", \"us_for_each_of_%d\": %.2f", users, median / users);
         std::fprintf(json, "}");
       }
     }

@@ -257,13 +257,13 @@ TEST(SelfTest, FindsASparseMlaOverPagesThatIsWrong) {
                 return shifted(sparse_mla_paged(arguments...));
               });
             })),
-            8u);
+            12u);
   EXPECT_EQ(num_failed(failures_of([&](const SelfTestRun& run) {
               sparse_mla_paged_cases(run, sparse_mla_paged, [&](const auto&... arguments) {
                 return shifted(sparse_mla_union(arguments...));
               });
             })),
-            8u);
+            12u);
 }
 
 TEST(SelfTest, FindsAnIndexKlOfWrongValueOrGradient) {

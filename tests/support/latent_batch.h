@@ -1,6 +1,9 @@
 // LatentProblems on a GPU: their caches placed in memory as they ask, and a launch over them.
 #pragma once
 
+#include <optional>
+
+#include "indexcache/ops/sparse_mla/latent_expansion.h"
 #include "support/device_check.h"
 #include "support/latent_problems.h"
 
@@ -55,6 +58,7 @@ class Batch {
  public:
   explicit Batch(const std::vector<LatentProblem>& requests)
       : first_(requests.front()),
+        num_requests_(static_cast<std::int64_t>(requests.size())),
         host_(join(requests)),
         rows_(host_.placed.bytes),
         table_(host_.placed.table),
@@ -68,6 +72,32 @@ class Batch {
         counts_(host_.groups.request.size()) {}
 
   void launch(cudaStream_t stream) {
+    SparseMlaWgmmaParams p = params();
+    if (first_.kind == EntryKind::kUnion) unite(p, stream);
+    if (expanded_rows_) {
+      const LatentExpansion expansion = {.from = p.kv,
+                                         .num_requests = num_requests_,
+                                         .num_pages = num_pages(),
+                                         .rows = expanded_rows_->data(),
+                                         .table = expanded_table_->data()};
+      expand_latents_cuda(expansion, stream);
+      p.kv = expanded_store(expansion);
+    }
+    sparse_mla_wgmma_cuda(p, stream);
+  }
+  // From now on launches convert e4m3 latents first.
+  void expand() {
+    const LatentStore store = params().kv;
+    expanded_rows_.emplace(expanded_keys(store, num_requests_) * (kLatentDim + kRopeDim));
+    expanded_table_.emplace(num_requests_ * pages_of_request(store));
+  }
+  Result result() const { return {out_.copy(), lse_.copy()}; }
+  const DeviceArray<std::int32_t>& indices() const { return indices_; }
+  // bf16 words of [requests, pages, keys of a page, 576].
+  std::vector<std::uint16_t> expanded_rows() const { return expanded_rows_->copy(); }
+
+ private:
+  SparseMlaWgmmaParams params() const {
     SparseMlaWgmmaParams p = {.num_queries = host_.num_queries,
                               .num_heads = first_.heads,
                               .softmax_scale = first_.softmax_scale,
@@ -83,26 +113,31 @@ class Batch {
                               .lse = lse_.data()};
     p.kv.data = rows_.data();
     p.kv.block_table = host_.placed.table.empty() ? nullptr : table_.data();
-    if (first_.kind == EntryKind::kUnion) {
-      p.group_begin = group_begin_.data();
-      p.entries = entries_.data();
-      p.entry_stride = kGroupQueries * first_.top_k;
-      p.counts = counts_.data();
-      index_union_cuda({.num_groups = p.num_groups,
-                        .group_begin = group_begin_.data(),
-                        .top_k = first_.top_k,
-                        .indices = indices_.data(),
-                        .entry_stride = p.entry_stride,
-                        .entries = entries_.data(),
-                        .counts = counts_.data()},
-                       stream);
-    }
-    sparse_mla_wgmma_cuda(p, stream);
+    return p;
   }
-  Result result() const { return {out_.copy(), lse_.copy()}; }
-  const DeviceArray<std::int32_t>& indices() const { return indices_; }
 
- private:
+  void unite(SparseMlaWgmmaParams& p, cudaStream_t stream) const {
+    p.group_begin = group_begin_.data();
+    p.entries = entries_.data();
+    p.entry_stride = kGroupQueries * first_.top_k;
+    p.counts = counts_.data();
+    index_union_cuda({.num_groups = p.num_groups,
+                      .group_begin = group_begin_.data(),
+                      .top_k = first_.top_k,
+                      .indices = indices_.data(),
+                      .entry_stride = p.entry_stride,
+                      .entries = entries_.data(),
+                      .counts = counts_.data()},
+                     stream);
+  }
+
+  std::int64_t num_pages() const {
+    const Placed& placed = host_.placed;
+    return placed.table.empty()
+               ? 1
+               : static_cast<std::int64_t>(placed.bytes.size()) / placed.store.page_stride;
+  }
+
   struct Host {
     Placed placed;
     std::int64_t num_queries = 0;
@@ -140,6 +175,7 @@ class Batch {
   }
 
   LatentProblem first_;
+  std::int64_t num_requests_;
   Host host_;
   DeviceArray<unsigned char> rows_;
   DeviceArray<std::int32_t> table_;
@@ -148,6 +184,8 @@ class Batch {
   DeviceArray<std::uint16_t> out_;
   DeviceArray<float> lse_;
   DeviceArray<std::int32_t> entries_, counts_;
+  std::optional<DeviceArray<std::uint16_t>> expanded_rows_;
+  std::optional<DeviceArray<std::int32_t>> expanded_table_;
 };
 
 }  // namespace indexcache::testing

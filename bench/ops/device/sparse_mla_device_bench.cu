@@ -12,8 +12,8 @@
 #include "device_harness.h"
 #include "indexcache/kernels/query_groups.h"
 #include "indexcache/ops/index_union/index_union_params.h"
+#include "indexcache/ops/sparse_mla/latent_expansion.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
-#include "ops/device/expand_latents.cuh"
 #include "ops/device/trace_file.h"
 
 // Other kernels of the same function, 64 heads, timed on the same tensors where an object that
@@ -150,27 +150,44 @@ void add_prefill(DeviceSuite& suite, const Sets& s, const SparseMlaWgmmaParams& 
              [p](cudaStream_t stream) { sparse_mla_wgmma_cuda(p, stream); }});
 }
 
+// e4m3 by way of bf16, all keys converted in the time.
+void add_expanded_prefill(DeviceSuite& suite, const Sets& s, SparseMlaWgmmaParams p,
+                          const Buffers& b) {
+  const LatentExpansion expansion = {.from = p.kv, .rows = b.expanded};
+  const std::string name = title(p.kind == EntryKind::kUnion ? "prefill union" : "prefill", p);
+  p.kv = expanded_store(expansion);
+  const double selected = static_cast<double>(kQueries * s.top_k);
+  suite.add({name + " " + s.name + ", expanded",
+             2.0 * selected * static_cast<double>(p.num_heads) * 1088, 0, [=](cudaStream_t stream) {
+               expand_latents_cuda(expansion, stream);
+               sparse_mla_wgmma_cuda(p, stream);
+             }});
+}
+
 void add_prefill_peer(DeviceSuite& suite, const Sets& s, const LatentStore& kv, const Buffers& b) {
   if (!sparse_mla_prefill_peer) return;
   const bool e4m3 = kv.format == LatentFormat::kE4M3;
+  const LatentExpansion expansion = {.from = kv, .rows = b.expanded};
   const double selected = static_cast<double>(kQueries * s.top_k);
   suite.add({std::string("peer prefill ") + (e4m3 ? "e4m3" : "bf16") + " 64 heads " + s.name,
              2.0 * selected * 64 * 1088, 1152.0 * selected, [=](cudaStream_t stream) {
-               if (e4m3) expand_latents(kv.data, kKeys, b.expanded, stream);
+               if (e4m3) expand_latents_cuda(expansion, stream);
                sparse_mla_prefill_peer(b.q, e4m3 ? b.expanded : kv.data, s.indices, kQueries, kKeys,
                                        64, static_cast<int>(s.top_k), 0.04f, b.out, b.lse, stream);
              }});
 }
 
 void add_union_build(DeviceSuite& suite, const Sets& s) {
-  suite.add({"index_union " + s.name, 0,
-             4.0 * (1 + s.u / kGroupQueries) * static_cast<double>(kQueries * s.top_k),
-             [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); }});
+  suite.add({.name = "index_union " + s.name,
+             .bytes = 4.0 * (1 + s.u / kGroupQueries) * static_cast<double>(kQueries * s.top_k),
+             .run = [s](cudaStream_t stream) { index_union_cuda(union_params(s), stream); },
+             .figures = {{"u", s.u}},
+             .shared_by = {1, 4}});
 }
 
 void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e4m3,
                 const Buffers& b) {
-  for (const double u : {1.0, 1.25, 1.45, 2.0, 2.97}) {
+  for (const double u : {1.0, 1.06, 1.12, 1.25, 1.45, 1.7, 2.0, 2.5, 2.97}) {
     char name[16];
     std::snprintf(name, sizeof name, "u %.2f", u);
     if (!suite.takes(std::string("prefill union bf16 20 heads ") + name)) continue;
@@ -179,6 +196,7 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
     if (u == 1.45) {
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
+      add_expanded_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion), b);
       add_prefill(suite, s, prefill_params(s, bf16, b, 16, EntryKind::kUnion));
       add_prefill(suite, s, prefill_params(s, bf16, b, 8, EntryKind::kUnion));
       add_prefill_peer(suite, s, e4m3, b);
@@ -199,6 +217,7 @@ void add_plain(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& e
       add_prefill(suite, s, prefill_params(s, bf16, b, heads, EntryKind::kIndices));
     }
     add_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices));
+    add_expanded_prefill(suite, s, prefill_params(s, e4m3, b, 64, EntryKind::kIndices), b);
     add_prefill_peer(suite, s, bf16, b);
     add_prefill_peer(suite, s, e4m3, b);
   }
@@ -208,6 +227,11 @@ void add_prefills(DeviceSuite& suite, const std::string& sets_path) {
   const Buffers b;
   const LatentStore bf16 = store_of(LatentFormat::kBFloat16, kKeys);
   const LatentStore e4m3 = store_of(LatentFormat::kE4M3, kKeys);
+  const LatentExpansion expansion = {.from = e4m3, .rows = b.expanded};
+  suite.add({"expansion of " + std::to_string(kKeys) + " keys", 0,
+             static_cast<double>(kKeys * (latent_row_bytes(LatentFormat::kBFloat16) +
+                                          latent_row_bytes(LatentFormat::kE4M3))),
+             [=](cudaStream_t stream) { expand_latents_cuda(expansion, stream); }});
   add_unions(suite, bf16, e4m3, b);
   add_plain(suite, bf16, e4m3, b);
   if (sets_path.empty()) return;

@@ -47,8 +47,8 @@ inline cudaError_t describe_tensor(const TensorBox& t, TensorElement element, bo
 
 namespace device {
 
-// Has a tensor's description ready by the time of the first copy.
-__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+// Has a copy's map at hand, before the first copy.
+__device__ __forceinline__ void fetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 

@@ -39,8 +39,8 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
                                             const KeyMaps& maps, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
   if (threadIdx.x == kScorers && p.num_keys > 0) {
-    prefetch_map(maps.rows);
-    if (L::Format::kHasScale) prefetch_map(maps.scales);
+    fetch_map(maps.rows);
+    if (L::Format::kHasScale) fetch_map(maps.scales);
   }
   if constexpr (L::kInPieces) {
     barrier_sync(kFetchersBarrier, kFetchers);

@@ -9,8 +9,6 @@
 namespace indexcache {
 namespace {
 
-constexpr int kThreads = 256;
-
 struct List {
   const std::uint32_t* entries;  // ascending by id
   int size;
@@ -76,6 +74,7 @@ __device__ int merge_share(List a, List b, int i, int begin, int end, std::uint3
 }
 
 // Of each thread's value the sum over the threads before it, and the sum over all.
+template <int kThreads>
 __device__ int sum_before(int value, int& total) {
   __shared__ int sums[kThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -97,6 +96,7 @@ __device__ int sum_before(int value, int& total) {
 }
 
 // out = a u b. By all threads; out overlaps neither.
+template <int kThreads>
 __device__ List unite(List a, List b, std::uint32_t* out) {
   const int length = a.size + b.size;
   const int share =
@@ -105,13 +105,14 @@ __device__ List unite(List a, List b, std::uint32_t* out) {
             end = min(length, begin + share);
   const int i = split_of(a, b, begin);
   int total;
-  const int at = sum_before(merge_share(a, b, i, begin, end, nullptr), total);
+  const int at = sum_before<kThreads>(merge_share(a, b, i, begin, end, nullptr), total);
   merge_share(a, b, i, begin, end, out + at);
   __syncthreads();
   return {out, total};
 }
 
 // Row `row` of indices into shared memory, its -1s dropped, as entries of the group's query j.
+template <int kThreads>
 __device__ List load_row(const IndexUnionParams& p, int row, int j, std::uint32_t* to) {
   int mine = 0;
   for (int i = threadIdx.x; i < p.top_k; i += kThreads) {
@@ -120,37 +121,47 @@ __device__ List load_row(const IndexUnionParams& p, int row, int j, std::uint32_
     mine += id >= 0;
   }
   int size;
-  sum_before(mine, size);  // it synchronises, too
+  sum_before<kThreads>(mine, size);  // it synchronises, too
   return {to, size};
 }
 
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
     index_union_kernel(const __grid_constant__ IndexUnionParams p) {
   extern __shared__ std::uint32_t memory[];
   const std::int64_t group = blockIdx.x;
   const int first = p.group_begin[group], size = p.group_begin[group + 1] - first;
   const int k = static_cast<int>(p.top_k);
+  // Rows are waited for one after the other: the later ones shall be in L2 by then.
+  for (int i = k + 32 * threadIdx.x; i < size * k; i += 32 * kThreads)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.indices + std::int64_t{first} * k + i));
   // The second row lies where the end result will: it is not needed then.
   std::uint32_t *row = memory, *both = memory + k, *result = memory + 3 * k;
   List united = {both, 0};
-  if (size > 0) united = load_row(p, first, 0, row);
-  if (size > 1) united = unite(united, load_row(p, first + 1, 1, result), both);
-  if (size > 2) united = unite(united, load_row(p, first + 2, 2, row), result);
+  if (size > 0) united = load_row<kThreads>(p, first, 0, row);
+  if (size > 1) united = unite<kThreads>(united, load_row<kThreads>(p, first + 1, 1, result), both);
+  if (size > 2) united = unite<kThreads>(united, load_row<kThreads>(p, first + 2, 2, row), result);
   auto* out = reinterpret_cast<std::uint32_t*>(p.entries + group * p.entry_stride);
   for (int i = threadIdx.x; i < united.size; i += kThreads) out[i] = united.entries[i];
   if (threadIdx.x == 0) p.counts[group] = united.size;
+}
+
+template <int kThreads>
+void launch(const IndexUnionParams& p, CUstream_st* stream) {
+  const int bytes = static_cast<int>(p.top_k) * (3 + kGroupQueries) * 4;
+  const auto kernel = index_union_kernel<kThreads>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+             "index_union");
+  kernel<<<static_cast<unsigned>(p.num_groups), kThreads, bytes, stream>>>(p);
+  check_launch("index_union");
 }
 
 }  // namespace
 
 void index_union_cuda(const IndexUnionParams& p, CUstream_st* stream) {
   if (p.num_groups == 0) return;
-  const int bytes = static_cast<int>(p.top_k) * (3 + kGroupQueries) * 4;
-  check_cuda(
-      cudaFuncSetAttribute(index_union_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-      "index_union");
-  index_union_kernel<<<static_cast<unsigned>(p.num_groups), kThreads, bytes, stream>>>(p);
-  check_launch("index_union");
+  // Short rows are waited for, not worked on: the more of them at a time the better.
+  p.top_k <= 512 ? launch<64>(p, stream) : launch<256>(p, stream);
 }
 
 }  // namespace indexcache

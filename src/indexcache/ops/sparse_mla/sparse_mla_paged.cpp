@@ -15,6 +15,7 @@
 
 #include "indexcache/base/error.h"
 #include "indexcache/ops/cuda_device.h"
+#include "indexcache/ops/sparse_mla/latent_expansion.h"
 #include "indexcache/ops/tensor_check.h"
 
 namespace indexcache {
@@ -218,14 +219,46 @@ SparseMlaWgmmaParams wgmma_params_of(const at::Tensor& q, const LatentCache& cac
   return params;
 }
 
-SparseMlaResult on_cuda(const at::Tensor& q, SparseMlaWgmmaParams& params) {
+// The latents of a cache as bf16, in memory of its own.
+struct Expanded {
+  at::Tensor rows, table;
+  LatentStore store;
+};
+Expanded expand(const LatentCache& cache, const LatentStore& from, std::int64_t num_requests,
+                CUstream_st* stream) {
+  Expanded expanded;
+  const auto options = cache.pages.options();
+  expanded.rows =
+      at::empty({expanded_keys(from, num_requests), kDim}, options.dtype(at::kBFloat16));
+  LatentExpansion expansion = {.from = from,
+                               .num_requests = num_requests,
+                               .num_pages = cache.pages.size(0),
+                               .rows = expanded.rows.mutable_data_ptr()};
+  if (cache.block_table) {
+    expanded.table = at::empty({num_requests, pages_of_request(from)}, options.dtype(at::kInt));
+    expansion.table = expanded.table.mutable_data_ptr<std::int32_t>();
+  }
+  expand_latents_cuda(expansion, stream);
+  expanded.store = expanded_store(expansion);
+  return expanded;
+}
+
+SparseMlaResult on_cuda(const at::Tensor& q, const LatentCache& cache,
+                        SparseMlaWgmmaParams& params) {
   const c10::DeviceGuard guard(q.device());
   SparseMlaResult result{at::empty({q.size(0), q.size(1), kLatentDim}, q.options()),
                          at::empty({q.size(0), q.size(1)}, q.options().dtype(at::kFloat))};
   params.out = result.out.mutable_data_ptr();
   params.lse = result.lse.mutable_data_ptr<float>();
   check_sparse_mla_wgmma(params);
-  sparse_mla_wgmma_cuda(params, current_stream(q.device()));
+  const auto stream = current_stream(q.device());
+  const std::int64_t requests = cache.block_table ? cache.block_table->size(0) : 1;
+  Expanded expanded;
+  if (worth_expanding(params, requests)) {
+    expanded = expand(cache, params.kv, requests, stream);
+    params.kv = expanded.store;
+  }
+  sparse_mla_wgmma_cuda(params, stream);
   return result;
 }
 #endif
@@ -253,7 +286,7 @@ SparseMlaResult sparse_mla_paged(const at::Tensor& q, const LatentCache& cache,
     params.num_groups = q.size(0);
     params.entries = indices.const_data_ptr<std::int32_t>();
     params.entry_stride = indices.size(1);
-    return on_cuda(q, params);
+    return on_cuda(q, cache, params);
   }
 #endif
   refuse_device(q);
@@ -286,7 +319,7 @@ SparseMlaResult sparse_mla_union(const at::Tensor& q, const LatentCache& cache,
     params.entries = entries.const_data_ptr<std::int32_t>();
     params.entry_stride = entries.size(1);
     params.counts = counts.const_data_ptr<std::int32_t>();
-    return on_cuda(q, params);
+    return on_cuda(q, cache, params);
   }
 #endif
   refuse_device(q);

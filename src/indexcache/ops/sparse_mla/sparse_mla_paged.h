@@ -2,8 +2,10 @@
 // or by the union of neighbouring queries' sets. Formula, empty rows and lse as in sparse_mla.h, with
 // kv[s] as kernels/latent_row.h reads it and value_dim 512.
 //
-// q is bf16 of 1 to 128 heads. On CUDA the tensor-core kernel, nothing read back; the CPU gathers the
-// rows that are used and runs sparse_mla. No gradient.
+// q is bf16 of 1 to 128 heads. On CUDA the tensor-core kernel, nothing read back; where the queries'
+// sets hold four times as many entries as an e4m3 cache keys, it is converted to bf16 first, the bits
+// of the result being the same (latent_expansion.h: 1152 bytes a key of temporary memory, 604 MB at
+// most). The CPU gathers the rows that are used and runs sparse_mla. No gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -63,7 +63,7 @@ __device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
             first = thread / kRowLanes;
   Walk<kKind, kSplit> walk(p);
   for (int n = 0; walk.next_pair(); ++n) {
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
       mbarrier_wait(&shared.raw[tile][part], n & 1);

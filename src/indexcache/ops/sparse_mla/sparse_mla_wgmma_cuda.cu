@@ -6,14 +6,11 @@
 //   1  the same of tile 1; out[:, 256:]
 //   2  gathers the latents of coming tiles
 //   3  converts them from e4m3
-// What a pair needs is handed on in this order (0 arrives, 1 waits, or the other way round):
-//   left max       the running maximum with tile 0's
-//   right max      the same with tile 1's, which tile 0's weights are then raised to
-//   left weights   tile 0's, for out[:, 256:]
-//   right weights  tile 1's, for out[:, :256]
-// So one warpgroup's softmax runs while the other's matrix products do. A CTA takes one piece of
-// work after the other, so that the gather of the next overlaps the end of the last; a cluster takes
-// one.
+// Both take the tiles in their order. For out, each needs the other's weights:
+//   left weights    tile 0's, with the origin that they are against; 0 arrives, 1 waits
+//   right weights   tile 1's, the other way round
+// While 1 makes its weights, the products with tile 0's run. A CTA takes one piece of work after the
+// other, so that the gather of the next overlaps the end of the last; a cluster takes one.
 #include <algorithm>
 
 #include "indexcache/kernels/cuda_launch.cuh"
@@ -43,15 +40,16 @@ __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uin
   wgmma_commit();
 }
 
-// A tile's logits over one of its parts, once that has arrived.
-template <Part kPart>
-__device__ inline void begin_scores(float (&s)[32], Shared& shared, int tile, int parity,
-                                    bool accumulate) {
-  mbarrier_wait(&shared.full[tile][kPart], parity);
+// A tile's logits, each part's once it has arrived; begun only.
+__device__ inline void begin_logits(float (&s)[32], Shared& shared, int tile, int parity) {
+  const std::uint64_t q = rows_operand(shared_address(shared.q)),
+                      keys = rows_operand(shared_address(shared.kv[tile]));
+  mbarrier_wait(&shared.full[tile][kLeftPart], parity);
   fence_for_wgmma();
-  multiply_blocks<kPart == kLeftPart ? 0 : kLeftBlocks, kPart == kLeftPart ? kLeftBlocks : kBlocks>(
-      s, rows_operand(shared_address(shared.q)), rows_operand(shared_address(shared.kv[tile])),
-      accumulate);
+  multiply_blocks<0, kLeftBlocks>(s, q, keys, false);
+  mbarrier_wait(&shared.full[tile][kRightPart], parity);
+  fence_for_wgmma();
+  multiply_blocks<kLeftBlocks, kBlocks>(s, q, keys, true);
 }
 
 // o += weights kv over 16 keys. A launch with a fourth warpgroup has too few registers a thread for
@@ -90,33 +88,29 @@ __device__ inline void begin_values(float (&o)[128], const unsigned char* weight
   wgmma_commit();
 }
 
-__device__ inline void release(std::uint64_t* empty) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
-}
-
 __device__ inline void arrive(BarrierId id) { barrier_arrive(id, 2 * kWarpgroup); }
 __device__ inline void await(BarrierId id) { barrier_sync(id, 2 * kWarpgroup); }
 
-// Logits to weights in s and in registers, against the maximum of them and `before`, which is handed
-// on before the weights are computed; and what that does to earlier sums.
+// Logits to weights in registers, against an origin, which is left for the other warpgroup; and what
+// that does to earlier sums.
 __device__ inline void weigh_tile(float (&s)[32], std::uint32_t (&weights)[16], float (&rescale)[2],
-                                  RowState& state, const float (&before)[2], Shared& shared,
-                                  BarrierId handed_on, float scale, int thread) {
+                                  RowState& state, Shared& shared, float scale, int thread) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    rescale[i] = raise_to_logits(s, i, scale, before[i], state);
-    if (thread % 4 == 0) shared.max[row_of(thread, i)] = state.max[i];
-  }
-  arrive(handed_on);
+  for (int i = 0; i < 2; ++i) rescale[i] = move_origin_for(s, i, scale, state);
+  if (thread % 4 == 0) shared.origin[thread / 4] = make_float2(state.origin[0], state.origin[1]);
 #pragma unroll
   for (int i = 0; i < 2; ++i) weigh_row(s, i, scale, rescale[i], state);
   pack_weights(s, weights);
 }
 
-__device__ inline void read_max(float (&max)[2], const Shared& shared, int thread) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) max[i] = shared.max[row_of(thread, i)];
+// Takes over the origin that the other warpgroup has.
+__device__ inline void take_origin(float (&rescale)[2], RowState& state, const Shared& shared,
+                                   int thread) {
+  const float2 origin = shared.origin[thread / 4];
+  rescale[0] = move_origin(origin.x, 0, state);
+  state.sum[0] *= rescale[0];
+  rescale[1] = move_origin(origin.y, 1, state);
+  state.sum[1] *= rescale[1];
   __syncwarp();  // one of them writes it next
 }
 
@@ -124,15 +118,22 @@ __device__ inline void read_max(float (&max)[2], const Shared& shared, int threa
 template <EntrySplit kSplit>
 __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
                                    RowState& state, const float (&o)[128], int half, int thread) {
-  if (w.tile_begin < w.tile_end) join_rows(state, shared, half, thread);
+  const bool any = w.tile_begin < w.tile_end;
+  if (any) join_rows(state, shared, half, thread);
   if constexpr (kSplit == EntrySplit::kCluster) {
     store_part(o, shared, half, thread);
     if (half == 0) store_rows(state, shared, thread);
   } else {
     const float factor[2] = {state.any[0] ? 1 / state.sum[0] : 0,
                              state.any[1] ? 1 / state.sum[1] : 0};
-    if (half == 0) write_lse(p, w, state, thread);
-    write_half(p, w, o, factor, half, thread);
+    if (half == 1) write_lse(p, w, state, thread);  // the other has more to do
+    if (any) {
+      const auto part = half == 0 ? kLeftPart : kRightPart;
+      write_half(p, w, o, factor, values_of(shared, {1, part}), &shared.empty[1][part], half,
+                 thread);
+    } else {
+      write_zeros(p, w, half, thread);
+    }
   }
 }
 
@@ -146,101 +147,72 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
-    float o[128] = {}, s[32];
-    std::uint32_t selected = 0;
-    if (w.tile_begin < w.tile_end) {
-      mbarrier_wait(&shared.q_full, works++ & 1);
-      begin_scores<kLeftPart>(s, shared, 0, n & 1, false);
-      begin_scores<kRightPart>(s, shared, 0, n & 1, true);
-      selected = selected_columns(shared.masks[0], rows, state, thread);
-      wgmma_wait<0>();
-    }
+    float o[128] = {};
+    if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
-      float rescale[2];
+      float s[32], rescale[2];
       std::uint32_t weights[16];
+      begin_logits(s, shared, 0, n & 1);
+      const std::uint32_t selected = selected_columns(shared.masks[0], rows, state, thread);
+      wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 0, thread);
       mask_logits(s, selected);
-      weigh_tile(s, weights, rescale, state, state.max, shared, kLeftMax, scale, thread);
+      weigh_tile(s, weights, rescale, state, shared, scale, thread);
+      barrier_sync(kLeft, kWarpgroup);  // all logits are done: the weights take their RoPE block
+      store_weights(left_weights(shared), weights, thread);
+      fence_for_wgmma();
+      arrive(kLeftWeights);
       rescale_values(o, rescale);
-      if (poisoned) take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
+      if (poisoned) [[unlikely]]
+        take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
       begin_values<kFormat>(o, weights, shared.kv[0]);
-
-      // While that runs: the weights that the other half needs.
-      await(kRightMax);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rescale[i] = raise_max(shared.max[row_of(thread, i)], i, state);
-      if (changes(rescale)) {
-        std::uint32_t raised[16];  // the product still reads the others
-        scale_weights(s, rescale);
-        pack_weights(s, raised);
-        store_weights(left_weights(shared), raised, thread);
-      } else {
-        store_weights(left_weights(shared), weights, thread);
-      }
-      fence_for_wgmma();
-      arrive(kLeftWeights);
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kLeftPart]);
-      rescale_values(o, rescale);
 
-      await(kRightWeights);
-      const auto begin_right_tile = [&] {
-        if (kUnion && shared.poisoned[1])
+      if (tile + 1 < w.tile_end) {
+        await(kRightWeights);
+        take_origin(rescale, state, shared, thread);
+        rescale_values(o, rescale);
+        if (kUnion && shared.poisoned[1]) [[unlikely]]
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
         begin_values<kFormat>(o, shared.weights, shared.kv[1]);
-      };
-      if (tile + 2 < w.tile_end) {
-        begin_right_tile();
-        begin_scores<kLeftPart>(s, shared, 0, ~n & 1, false);
-        wgmma_wait<1>();
-        release(&shared.empty[1][kLeftPart]);
-        begin_scores<kRightPart>(s, shared, 0, ~n & 1, true);
-        selected = selected_columns(shared.masks[0], rows, state, thread);
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
-        if (tile + 1 < w.tile_end) {
-          begin_right_tile();
-          wgmma_wait<0>();
-          wgmma_pin(o);
-        }
-        release(&shared.empty[1][kLeftPart]);
+        // Tile 1's room is not given back twice before the gather has seen it, and the other warpgroup
+        // has read what this one left of the work before: it gave back its part of that room.
+        mbarrier_wait(&shared.full[1][kRightPart], n & 1);
       }
+      if (tile + 2 < w.tile_end) release(&shared.empty[1][kLeftPart]);
     }
     finish_work<kSplit>(p, w, shared, state, o, 0, thread);
   }
 }
 
-// What is left for the right values where a pair has no tile 1.
+__device__ inline unsigned char* right_values(Shared& shared, int tile) {
+  return values_of(shared, {tile, kRightPart});
+}
+
+// The right values of tile 0, once its weights are there; begun only.
 template <bool kUnion, LatentFormat kFormat>
-__device__ inline void take_lone_tile(float (&o)[128], RowState& state, Shared& shared,
-                                      const RowQueries& rows, unsigned char* values, int parity,
-                                      int thread) {
-  for (std::uint64_t& full : shared.full[1]) mbarrier_wait(&full, parity);
-  float max[2], rescale[2];
-  await(kLeftMax);
-  read_max(max, shared, thread);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) rescale[i] = raise_max(max[i], i, state);
-  arrive(kRightMax);
-  rescale_values(o, rescale);
-  arrive(kRightWeights);
+__device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared& shared,
+                                       const RowQueries& rows, int thread) {
+  float rescale[2];
   await(kLeftWeights);
-  if (kUnion && shared.poisoned[0])
-    take_out_non_finite(o, values, shared.masks[0], rows, kRight, thread);
+  take_origin(rescale, state, shared, thread);
+  rescale_values(o, rescale);
+  if (kUnion && shared.poisoned[0]) [[unlikely]]
+    take_out_non_finite(o, right_values(shared, 0), shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values<kFormat>(o, left_weights(shared), values);
-  wgmma_wait<0>();
-  wgmma_pin(o);
-  for (std::uint64_t(&empty)[kParts] : shared.empty) release(&empty[kRightPart]);
+  begin_values<kFormat>(o, left_weights(shared), right_values(shared, 0));
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -248,8 +220,6 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  unsigned char* const values[2] = {shared.kv[0] + kLeftBlocks * kBlockBytes,
-                                    shared.kv[1] + kLeftBlocks * kBlockBytes};
   Walk<kKind, kSplit> walk(p);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -258,49 +228,41 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     float o[128] = {};
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     int tile = w.tile_begin;
-    float rescale[2], before[2];
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
-      float s[32];
+      float s[32], rescale[2];
       std::uint32_t weights[16];
-      begin_scores<kRightPart>(s, shared, 1, n & 1, false);
-      begin_scores<kLeftPart>(s, shared, 1, n & 1, true);
+      begin_logits(s, shared, 1, n & 1);
       const std::uint32_t selected = selected_columns(shared.masks[1], rows, state, thread);
       wgmma_wait<0>();
       wgmma_pin(s);
       if (tile + 2 >= w.tile_end) release(&shared.q_empty);
       const bool poisoned = kUnion && seek_poison(s, shared, 1, thread);
       mask_logits(s, selected);
-
-      await(kLeftMax);
-      read_max(before, shared, thread);
-      weigh_tile(s, weights, rescale, state, before, shared, kRightMax, scale, thread);
+      begin_left_tile<kUnion, kFormat>(o, state, shared, rows, thread);
+      weigh_tile(s, weights, rescale, state, shared, scale, thread);
       store_weights(shared.weights, weights, thread);
       fence_for_wgmma();
       arrive(kRightWeights);
-      rescale_values(o, rescale);
-      if (poisoned) take_out_non_finite(o, values[1], shared.masks[1], rows, kRight, thread);
-      wgmma_pin(o);
-      wgmma_fence();
-      begin_values<kFormat>(o, weights, values[1]);
-
-      await(kLeftWeights);
-      if (kUnion && shared.poisoned[0]) {
-        wgmma_wait<0>();
-        wgmma_pin(o);
-        take_out_non_finite(o, values[0], shared.masks[0], rows, kRight, thread);
-        wgmma_pin(o);
-      }
-      wgmma_fence();
-      begin_values<kFormat>(o, left_weights(shared), values[0]);
-      wgmma_wait<1>();
-      release(&shared.empty[1][kRightPart]);
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kRightPart]);
+      rescale_values(o, rescale);
+      if (poisoned) [[unlikely]]
+        take_out_non_finite(o, right_values(shared, 1), shared.masks[1], rows, kRight, thread);
+      wgmma_pin(o);
+      wgmma_fence();
+      begin_values<kFormat>(o, weights, right_values(shared, 1));
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      if (tile + 2 < w.tile_end) release(&shared.empty[1][kRightPart]);
     }
-    if (tile < w.tile_end) {
+    if (tile < w.tile_end) {  // without a tile 1
+      mbarrier_wait(&shared.full[1][kRightPart], n++ & 1);
       release(&shared.q_empty);
-      take_lone_tile<kUnion, kFormat>(o, state, shared, rows, values[0], n++ & 1, thread);
+      begin_left_tile<kUnion, kFormat>(o, state, shared, rows, thread);
+      wgmma_wait<0>();
+      wgmma_pin(o);
+      release(&shared.empty[0][kRightPart]);
     }
     finish_work<kSplit>(p, w, shared, state, o, 1, thread);
   }
@@ -312,11 +274,11 @@ __device__ inline void prepare(Shared& shared) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
       const bool converted = kFormat == LatentFormat::kE4M3;
-      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t));
-      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t));
+      mbarrier_init(&shared.full[t.tile][t.part], converted ? kWarpgroup : copy_arrivals(t.part));
+      mbarrier_init(&shared.raw[t.tile][t.part], copy_arrivals(t.part));
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
-    mbarrier_init(&shared.q_full, kWarpgroup);
+    mbarrier_init(&shared.q_full, 1);
     mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
@@ -327,14 +289,16 @@ __device__ inline void prepare(Shared& shared) {
 // Three threads of a launch have 3 x 168 registers, 208 + 208 + 88 of them; four 4 x 128.
 constexpr int kAttendRegisters = 208;
 template <LatentFormat kFormat>
-constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 48 : 88;
-constexpr int kConvertRegisters = 48;
+constexpr int kGatherRegisters = kFormat == LatentFormat::kE4M3 ? 56 : 88;
+constexpr int kConvertRegisters = 40;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
-    sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p) {
+    sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p,
+                      const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
+  if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
   prepare<kFormat>(shared);
   switch (threadIdx.x / kWarpgroup) {
     case 0:
@@ -347,7 +311,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       break;
     case 2:
       give_registers<kGatherRegisters<kFormat>>();
-      gather<kKind, kFormat, kSplit>(p, shared);
+      gather<kKind, kFormat, kSplit>(p, q, shared);
       break;
     default:
       if constexpr (kFormat == LatentFormat::kE4M3) {
@@ -356,8 +320,9 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    combine_cluster<kThreads<kFormat> / kWarpgroup>(
-        p, find_work<kKind, kSplit>(p, blockIdx.x / kClusterCtas), shared);
+    Walk<kKind, kSplit> walk(p);
+    walk.next_work();
+    combine_cluster<kThreads<kFormat> / kWarpgroup>(p, walk.work, shared);
   }
 }
 
@@ -386,7 +351,19 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p), "sparse_mla");
+  const std::uint64_t rows = p.num_queries * p.num_heads;
+  CUtensorMap q;
+  check_cuda(describe_tensor({.address = p.q,
+                              .columns = kQueryBytes,
+                              .rows = rows,
+                              .planes = 1,
+                              .row_stride = kQueryBytes,
+                              .plane_stride = rows * kQueryBytes,
+                              .box_columns = 128,
+                              .box_rows = kTileRows},
+                             TensorElement::kByte, true, q),
+             "sparse_mla");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, p, q), "sparse_mla");
 }
 
 template <EntryKind kKind, LatentFormat kFormat>
@@ -405,7 +382,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
 }  // namespace device
 
 void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
-  if (p.num_groups == 0) return;
+  if (p.num_groups == 0 || p.num_queries == 0) return;
   p.kind == EntryKind::kUnion ? device::launch<EntryKind::kUnion>(p, stream)
                               : device::launch<EntryKind::kIndices>(p, stream);
 }

@@ -4,19 +4,17 @@
 #pragma once
 
 #include "indexcache/kernels/cp_async.cuh"
+#include "indexcache/kernels/tensor_copy.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_convert.cuh"
 
 namespace indexcache::device {
 
 constexpr int kGatherWarps = kWarpgroup / 32;
 
-// The second part of each tile, in the order in which they come, brings the tile's masks.
-__device__ constexpr bool brings_masks(int i) { return i >= 2; }
-
-// Arrivals that complete a part's copies: of all threads, and of those that wrote masks.
-__device__ constexpr int copy_arrivals(TilePart t) {
-  const bool masks = t.tile == 0 ? t.part == kRightPart : t.part == kLeftPart;
-  return kWarpgroup + (masks ? kGatherWarps : 0);
+// Arrivals that complete a part's copies: of all threads, and of those that wrote masks, which come
+// with the second part.
+__device__ constexpr int copy_arrivals(Part part) {
+  return kWarpgroup + (part == kRightPart ? kGatherWarps : 0);
 }
 
 // What a lane found for its entry of a pair: where the latent lies, in bytes from the store's data,
@@ -109,25 +107,18 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], int tile, const
   }
 }
 
-// The work's rows of q, once the logits of the work before are done.
-__device__ inline void load_queries(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
+// The work's rows of q and, up to 64, what follows them, once the logits of the work before are done.
+__device__ inline void load_queries(const CUtensorMap& q, const Work& w, Shared& shared,
                                     int works) {
-  const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes;
-  mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
-  const auto* q =
-      static_cast<const unsigned char*>(p.q) + w.first_row * (kBlocks * 128) + lane * 16;
-#pragma unroll
-  for (int round = 0; round < kRowRounds; ++round) {
-    const int row = thread / kRowLanes + round * kRowsAtOnce;
-    const bool present = row < w.rows;
-    const std::uint32_t to = shared_address(shared.q) + swizzled_offset(row, lane);
-#pragma unroll
+  if (threadIdx.x % kWarpgroup == 0) {
+    mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
+    mbarrier_expect(&shared.q_full, sizeof shared.q, 1);
     for (int block = 0; block < kBlocks; ++block) {
-      copy_16(to + block * kBlockBytes, q + (present ? row : 0) * kBlocks * 128 + block * 128,
-              present);
+      copy_box(shared_address(shared.q) + block * kBlockBytes, q, block * 128,
+               static_cast<int>(w.first_row), 0, &shared.q_full);
     }
   }
-  mbarrier_arrive_after_copies(&shared.q_full);
+  __syncwarp();
 }
 
 // A row of a part: bf16 to its place. e4m3: the values as they are, to where the second half of
@@ -138,10 +129,13 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
   const std::uint32_t to = values_of(tile, part);
   if constexpr (kFormat == LatentFormat::kBFloat16) {
 #pragma unroll
-    for (int block = 0; block < (part == kLeftPart ? kLeftBlocks : kBlocks - kLeftBlocks);
-         ++block) {
+    for (int block = 0; block < kPartBlocks; ++block) {
       copy_16(to + block * kBlockBytes + swizzled_offset(row, lane),
               latent + 512 * part + 128 * block + 16 * lane, present, policy);
+    }
+    if (part == kRightPart) {
+      copy_16(tile + kLatentBlocks * kBlockBytes + swizzled_offset(row, lane),
+              latent + 2 * kLatentDim + 16 * lane, present, policy);
     }
   } else {
 #pragma unroll
@@ -158,7 +152,7 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& q, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
@@ -167,31 +161,39 @@ __device__ inline void gather(const SparseMlaWgmmaParams& p, Shared& shared) {
   Walk<kKind, kSplit> walk(p);
   bool more = walk.next_pair();
   KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more) load_queries(p, walk.work, shared, 0);
+  if (more) load_queries(q, walk.work, shared, 0);
   finder.begin();
   for (int n = 0, works = 1; more; ++n) {
     const Found found = finder.next();
     const bool both = walk.has_both();
-#pragma unroll
+    // Shuffles queue behind copies: bf16's are done once a tile. e4m3 has too few registers for that.
+    constexpr bool kOnce = kFormat == LatentFormat::kBFloat16;
+    std::int64_t offsets[kRowRounds] = {};
+#pragma unroll 1
     for (int i = 0; i < kPairParts; ++i) {
       const auto [tile, part] = part_in_order(i);
+      if (kOnce && part == kLeftPart) {
+#pragma unroll
+        for (int round = 0; round < kRowRounds; ++round)
+          offsets[round] = row_offset(found, tile, round);
+      }
       mbarrier_wait(&shared.empty[tile][part], (n & 1) ^ 1);
       if (tile == 0 || both) {
 #pragma unroll
         for (int round = 0; round < kRowRounds; ++round) {
-          const std::int64_t offset = row_offset(found, tile, round);
+          const std::int64_t offset = kOnce ? offsets[round] : row_offset(found, tile, round);
           copy_row<kFormat>(shared_address(shared.kv[tile]), part, first + round * kRowsAtOnce,
                             data + max(offset, std::int64_t{0}), offset >= 0, policy, lane);
         }
       }
       mbarrier_arrive_after_copies(&landed[tile][part]);
-      if (brings_masks(i)) {
+      if (part == kRightPart) {
         write_masks<kKind>(shared.masks[tile], tile, found);
         if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }
     }
     more = walk.next_pair();
-    if (more && walk.begins) load_queries(p, walk.work, shared, works++);
+    if (more && walk.begins) load_queries(q, walk.work, shared, works++);
   }
   wait_for_copies();
 }

@@ -32,51 +32,56 @@ __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
   for (int i = 0; i < 2; ++i) {
     const int row = row_of(thread, i);
     if (thread % 4 == 0 && row < w.rows)
-      p.lse[w.first_row + row] = state.max[i] * kLn2 + logf(state.sum[i]);
+      p.lse[w.first_row + row] = state.origin[i] * kLn2 + logf(state.sum[i]);
   }
 }
 
-// Four threads that share rows hold pairs t of chunks 0 to 3; afterwards thread t holds chunk t,
-// its four pairs in order.
-__device__ inline uint4 exchange_chunks(std::uint32_t (&pairs)[4], int t) {
-#pragma unroll
-  for (int distance = 1; distance < 4; distance *= 2) {
-    const bool upper = t & distance;
-#pragma unroll
-    for (int low = 0; low < 4; ++low) {
-      if (low & distance) continue;
-      const int high = low | distance;
-      const std::uint32_t kept = upper ? pairs[high] : pairs[low],
-                          given = upper ? pairs[low] : pairs[high];
-      const std::uint32_t taken = __shfl_xor_sync(0xFFFFFFFF, given, distance);
-      pairs[low] = upper ? taken : kept;
-      pairs[high] = upper ? kept : taken;
-    }
-  }
-  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-}
-
-// One warpgroup's 256 columns of out, 64 bytes of a row by four threads at a time.
+// One warpgroup's 256 columns of out, by way of shared memory: each warp's 16 rows take the place of
+// the values that the warpgroup needed last, whose `empty` is told when they have been read back, a
+// row of 512 bytes by one instruction. Nobody else reads there any more.
 __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
-                                  const float (&o)[128], const float (&factor)[2], int half,
+                                  const float (&o)[128], const float (&factor)[2],
+                                  const unsigned char* place, std::uint64_t* empty, int half,
                                   int thread) {
-  auto* out =
-      static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + thread % 4 * 16;
+  asm volatile("" : "+r"(thread));  // no address of here is worth a register in the loop over tiles
+  const int lane = thread % 32, first = thread / 32 * 16;
+  const std::uint32_t staged = shared_address(place);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = row_of(thread, i);
+  for (int j = 0; j < 32; j += 2) {
+    std::uint32_t words[4];
 #pragma unroll
-    for (int j = 0; j < 32; j += 4) {
-      std::uint32_t pairs[4];
+    for (int m = 0; m < 4; ++m) {
+      const int at = 4 * (j + m / 2) + 2 * (m % 2);
+      words[m] = pack_bf16(o[at] * factor[m % 2], o[at + 1] * factor[m % 2]);
+    }
+    store_matrices(
+        staged + j / 8 * kBlockBytes + swizzled_offset(first + lane % 16, j % 8 + lane / 16),
+        words);
+  }
+  __syncwarp();
+  auto* out = static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + lane * 16;
+  constexpr int kAtOnce = 8;
+  for (int row = first; row < first + 16; row += kAtOnce) {
+    uint4 values[kAtOnce];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        pairs[n] =
-            pack_bf16(o[4 * (j + n) + 2 * i] * factor[i], o[4 * (j + n) + 2 * i + 1] * factor[i]);
-      }
-      const uint4 chunk = exchange_chunks(pairs, thread % 4);
-      if (row < w.rows) *reinterpret_cast<uint4*>(out + row * 1024 + j * 16) = chunk;
+    for (int i = 0; i < kAtOnce; ++i)
+      values[i] = load_16(staged + lane / 8 * kBlockBytes + swizzled_offset(row + i, lane % 8));
+    if (row + kAtOnce == first + 16) release(empty);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (row + i < w.rows) *reinterpret_cast<uint4*>(out + (row + i) * 1024) = values[i];
     }
   }
+}
+
+// The same where there is no key.
+__device__ inline void write_zeros(const SparseMlaWgmmaParams& p, const Work& w, int half,
+                                   int thread) {
+  auto* out =
+      static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + thread % 32 * 16;
+#pragma unroll 1
+  for (int row = thread / 32; row < w.rows; row += kWarpgroup / 32)
+    *reinterpret_cast<uint4*>(out + row * 1024) = make_uint4(0, 0, 0, 0);
 }
 
 // fp32 rows of a part, padded so that the accumulators' layout reaches all banks.
@@ -102,7 +107,7 @@ __device__ inline void store_rows(const RowState& state, Shared& shared, int thr
   for (int i = 0; i < 2; ++i) {
     const int row = row_of(thread, i);
     if (thread % 4 != 0) continue;
-    shared.part.max[row] = state.max[i];
+    shared.part.origin[row] = state.origin[i];
     shared.part.sum[row] = state.sum[i];
     shared.part.any[row] = state.any[i];
   }
@@ -116,7 +121,7 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
   const int thread = threadIdx.x, rank = thread % kClusterCtas;
   if (thread >= kTileRows) return;
   const int row = thread - rank + cluster_rank();
-  const float own = read_peer(peer_address(shared_address(&shared.part.max[row]), rank)),
+  const float own = read_peer(peer_address(shared_address(&shared.part.origin[row]), rank)),
               own_sum = read_peer(peer_address(shared_address(&shared.part.sum[row]), rank));
   int any = read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank));
   float max = own;
@@ -125,12 +130,12 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
     max = fmaxf(max, __shfl_xor_sync(kAll, max, distance));
     any |= __shfl_xor_sync(kAll, any, distance);
   }
-  const float factor = exp2_fast(own - origin_of(max));
+  const float factor = exp2_fast(own - finite_origin(max));
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kClusterCtas; ++i)
     sum += __shfl_sync(kAll, factor * own_sum, i, kClusterCtas);
-  shared.max[thread] = any ? factor / sum : 0;
+  shared.factors[thread] = any ? factor / sum : 0;
   if (rank == 0 && row < w.rows) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
 }
 
@@ -142,7 +147,7 @@ __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w,
   float v[4] = {};
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
-    const float factor = shared.max[row / kClusterCtas * kClusterCtas + rank];
+    const float factor = shared.factors[row / kClusterCtas * kClusterCtas + rank];
     const float4 values = read_peer_4(peer_address(part, rank));
     v[0] = fmaf(factor, values.x, v[0]);
     v[1] = fmaf(factor, values.y, v[1]);

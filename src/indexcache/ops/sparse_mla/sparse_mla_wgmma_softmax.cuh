@@ -2,6 +2,7 @@
 // queries that did not select them.
 #pragma once
 
+#include "indexcache/kernels/shared_access.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
 
 namespace indexcache::device {
@@ -18,9 +19,20 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+// What a warpgroup has read may be overwritten.
+__device__ inline void release(std::uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
+}
+
+// Weights are powers of 2 against an origin, the largest exponent when it was set. It moves only where
+// exponents exceed it by so much: a sum of 2^21 weights of 2^8 is nothing to a float, and to move it
+// is to multiply all of out.
+constexpr float kSlack = 8;
+
 struct RowState {
-  float max[2] = {-INFINITY, -INFINITY};  // of softmax_scale * log2(e) * q . kv
-  float sum[2] = {0, 0};                  // this thread's columns
+  float origin[2] = {-INFINITY, -INFINITY};  // in exponents: softmax_scale * log2(e) * q . kv
+  float sum[2] = {0, 0};                     // this thread's columns
   bool any[2] = {false, false};
 };
 
@@ -33,8 +45,8 @@ __device__ inline RowQueries row_queries(const Work& w, int heads, int thread) {
   RowQueries r;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int row = row_of(thread, i);
-    r.query[i] = row < w.rows ? (w.row_in_group + row) / heads : kGroupQueries;
+    const int row = row_of(thread, i), at = w.row_in_group + row;
+    r.query[i] = row < w.rows ? (at >= heads) + (at >= 2 * heads) : kGroupQueries;
   }
   return r;
 }
@@ -77,28 +89,30 @@ __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
   }
 }
 
-// What weights are taken against where the maximum is `max`: with no key yet all are exp2(-inf).
-__device__ inline float origin_of(float max) { return max == -INFINITY ? 0 : max; }
+// What is subtracted: with no key yet all weights are exp2(-inf).
+__device__ inline float finite_origin(float origin) { return origin == -INFINITY ? 0 : origin; }
 
-// Raises a row's maximum to those of its logits and of `before`; returns the factor of what was
-// summed against the old one.
-__device__ inline float raise_to_logits(const float (&s)[32], int i, float scale, float before,
-                                        RowState& state) {
+// Moves a row's origin; the factor of what was summed against the old one, 1 where it stays.
+__device__ inline float move_origin(float origin, int i, RowState& state) {
+  const float factor = origin == state.origin[i] ? 1 : exp2_fast(state.origin[i] - origin);
+  state.origin[i] = origin;
+  return factor;
+}
+
+// Where a row's logits ask for it.
+__device__ inline float move_origin_for(const float (&s)[32], int i, float scale, RowState& state) {
   float max = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) max = fmaxf(max, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
   max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 1));
-  max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
-  max = fmaxf(before, max * scale);
-  const float rescale = exp2_fast(state.max[i] - origin_of(max));
-  state.max[i] = max;
-  return rescale;
+  max = scale * fmaxf(max, __shfl_xor_sync(0xFFFFFFFF, max, 2));
+  return move_origin(max > state.origin[i] + kSlack ? max : state.origin[i], i, state);
 }
 
-// Turns one row's logits into weights against its maximum.
+// Turns one row's logits into weights; `rescale` is the factor of the sum so far.
 __device__ inline void weigh_row(float (&s)[32], int i, float scale, float rescale,
                                  RowState& state) {
-  const float origin = origin_of(state.max[i]);
+  const float origin = finite_origin(state.origin[i]);
   float sums[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -112,18 +126,6 @@ __device__ inline void weigh_row(float (&s)[32], int i, float scale, float resca
   state.sum[i] = fmaf(state.sum[i], rescale, sums[0] + sums[1]);
 }
 
-// The same weights against the maximum that another tile raised to `max`.
-__device__ inline float raise_max(float max, int i, RowState& state) {
-  const float factor = exp2_fast(state.max[i] - origin_of(max));
-  state.max[i] = max;
-  state.sum[i] *= factor;
-  return factor;
-}
-__device__ inline void scale_weights(float (&s)[32], const float (&factor)[2]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] *= factor[i / 2 % 2];
-}
-
 // The weights as the register operand of the product with values.
 __device__ inline void pack_weights(const float (&s)[32], std::uint32_t (&weights)[16]) {
 #pragma unroll
@@ -134,15 +136,14 @@ __device__ inline void pack_weights(const float (&s)[32], std::uint32_t (&weight
   }
 }
 
+// In as few instructions as there are: each queues behind the gather's copies.
 __device__ inline void store_weights(unsigned char* to, const std::uint32_t (&weights)[16],
                                      int thread) {
+  const int row = thread / 32 * 16 + thread % 16;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(row_of(thread, i), j) +
-                                        4 * (thread % 4)) = weights[2 * j + i];
-    }
+  for (int j = 0; j < 8; j += 2) {
+    store_matrices(shared_address(to) + swizzled_offset(row, j + thread % 32 / 16),
+                   weights + 2 * j);
   }
 }
 

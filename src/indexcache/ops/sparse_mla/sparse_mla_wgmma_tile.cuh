@@ -18,6 +18,7 @@ constexpr int kTileKeys = 64;
 constexpr int kBlockBytes = kTileKeys * 128;  // 64 rows of one swizzled block of 64 columns
 constexpr int kLatentBlocks = 8, kBlocks = 9;
 constexpr int kTileBytes = kBlocks * kBlockBytes;
+constexpr int kQueryBytes = kBlocks * 128;  // a row of q
 constexpr int kWarpgroup = 128;
 // Left values, right values, gather; e4m3: conversion.
 template <LatentFormat kFormat>
@@ -40,12 +41,12 @@ struct TilePart {
 };
 constexpr int kPairParts = 4;
 __device__ constexpr TilePart part_in_order(int i) {
-  return {i % 2, i == 0 || i == 3 ? kLeftPart : kRightPart};
+  return {i / 2, i % 2 == 0 ? kLeftPart : kRightPart};
 }
 
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
-  float max[kTileRows], sum[kTileRows];
+  float origin[kTileRows], sum[kTileRows];
   bool any[kTileRows];  // whether the row has any key
 };
 
@@ -58,7 +59,10 @@ struct alignas(1024) Shared {
     unsigned char weights[kBlockBytes];  // of tile 1, bf16
     PartRows part;                       // at the end, in a cluster
   };
-  float max[kTileRows];     // the running maximum, as the two warpgroups hand it on
+  union {
+    float2 origin[kTileRows / 2];  // of rows r and r + 8, with the weights that are handed on
+    float factors[kTileRows];      // at the end, in a cluster
+  };
   float sum[2][kTileRows];  // at the end: what each warpgroup summed, and whether of any key
   bool any[2][kTileRows];
   // Which keys of a tile the group's query j selected, by key_bit. [3] is of no query.
@@ -69,6 +73,10 @@ struct alignas(1024) Shared {
   std::uint64_t q_full, q_empty;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
+
+__device__ inline unsigned char* values_of(Shared& shared, TilePart t) {
+  return shared.kv[t.tile] + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
 
 __device__ inline unsigned char* left_weights(Shared& shared) {
   return shared.kv[0] + kLatentBlocks * kBlockBytes;
@@ -82,7 +90,7 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 }
 
 // Barriers of the CTA by number (0 is __syncthreads).
-enum BarrierId { kLeftMax = 1, kRightMax, kLeftWeights, kRightWeights, kLeft, kRight, kBoth };
+enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
 
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
@@ -101,21 +109,39 @@ __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item) {
-  constexpr bool kUnion = kKind == EntryKind::kUnion;
+// A piece of work: 64 rows of a group.
+struct Piece {
+  int group, row_tile;
+};
+
+// What has to be read of its group, none beyond the last.
+struct GroupExtent {
+  int begin, end;  // rows of q, in queries
+  int count;       // of entries
+};
+template <EntryKind kKind>
+__device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int group) {
+  if (group >= p.num_groups) return {};
+  GroupExtent extent = {group, group + 1, static_cast<int>(p.entry_stride)};
+  if (kKind == EntryKind::kUnion) {
+    extent.begin = __ldg(p.group_begin + group);
+    extent.end = __ldg(p.group_begin + group + 1);
+  }
+  if (p.counts) extent.count = __ldg(p.counts + group);
+  return extent;
+}
+
+template <EntrySplit kSplit>
+__device__ inline Work find_work(const SparseMlaWgmmaParams& p, Piece piece,
+                                 const GroupExtent& extent) {
   const int heads = static_cast<int>(p.num_heads);
-  const int group = item / row_tiles<kKind>(p);
   Work w;
-  w.row_in_group = item % row_tiles<kKind>(p) * kTileRows;
-  const std::int64_t first = kUnion ? p.group_begin[group] : group;
-  const std::int64_t end = kUnion ? p.group_begin[group + 1] : group + 1;
-  w.first_row = first * heads + w.row_in_group;
-  w.rows = min(kTileRows, static_cast<int>(end - first) * heads - w.row_in_group);
-  w.request = p.request ? p.request[group] : 0;
-  w.entries = p.entries + group * p.entry_stride;
-  int count = static_cast<int>(p.entry_stride);
-  if (p.counts) count = max(0, min(count, p.counts[group]));
+  w.row_in_group = piece.row_tile * kTileRows;
+  w.first_row = std::int64_t{extent.begin} * heads + w.row_in_group;
+  w.rows = min(kTileRows, (extent.end - extent.begin) * heads - w.row_in_group);
+  w.request = p.request ? p.request[piece.group] : 0;
+  w.entries = p.entries + piece.group * p.entry_stride;
+  const int count = max(0, min(static_cast<int>(p.entry_stride), extent.count));
   const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
   const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
   constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
@@ -128,17 +154,25 @@ __device__ inline Work find_work(const SparseMlaWgmmaParams& p, int item) {
 // The pairs of tiles of all work of this CTA, one after the other.
 template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
+  static constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
+
   __device__ explicit Walk(const SparseMlaWgmmaParams& params)
       : p(params),
-        step(kSplit == EntrySplit::kCluster ? gridDim.x / kClusterCtas : gridDim.x),
-        item((kSplit == EntrySplit::kCluster ? blockIdx.x / kClusterCtas : blockIdx.x) - step),
-        items(static_cast<int>(p.num_groups) * row_tiles<kKind>(p)) {}
+        row_tiles(device::row_tiles<kKind>(params)),
+        step{static_cast<int>(gridDim.x / kShares) / row_tiles,
+             static_cast<int>(gridDim.x / kShares) % row_tiles},
+        next{static_cast<int>(blockIdx.x / kShares) / row_tiles,
+             static_cast<int>(blockIdx.x / kShares) % row_tiles},
+        extent(read_extent<kKind>(p, next.group)) {}
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    item += step;
-    if (item >= items) return false;
-    work = find_work<kKind, kSplit>(p, item);
+    if (next.group >= p.num_groups) return false;
+    work = find_work<kSplit>(p, next, extent);
+    next.group += step.group;
+    next.row_tile += step.row_tile;
+    if (next.row_tile >= row_tiles) next.row_tile -= row_tiles, ++next.group;
+    if (kSplit == EntrySplit::kWhole) extent = read_extent<kKind>(p, next.group);
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -157,7 +191,9 @@ struct Walk {
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const SparseMlaWgmmaParams& p;
-  int step, item, items;
+  int row_tiles;  // of a group
+  Piece step, next;
+  GroupExtent extent;  // of `next`, so that nobody waits for it; a cluster has one work
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
