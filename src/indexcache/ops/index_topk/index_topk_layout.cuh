@@ -2,8 +2,9 @@
 // which keys it walks, and what a block keeps in shared memory.
 #pragma once
 
+#include "indexcache/kernels/held_keys.cuh"
 #include "indexcache/kernels/mbarrier.cuh"
-#include "indexcache/kernels/ranked_select.cuh"
+#include "indexcache/kernels/ordered_row.cuh"
 #include "indexcache/kernels/wgmma_shared.cuh"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
