@@ -74,15 +74,40 @@ TEST(IndexTopkPlan, FewGroupsAreCutInPiecesThatFillTheDevice) {
   EXPECT_EQ(sixteen.pieces, 8);
   EXPECT_EQ(sixteen.blocks, 128);
   EXPECT_EQ(sixteen.merge_bytes, std::int64_t{32} * 8 * (2048 * 8 + 16));
-  EXPECT_GE(sixteen.counter_bytes, 16 * 4);
-  EXPECT_EQ(sixteen.workspace_bytes,
-            sixteen.lists_bytes + sixteen.merge_bytes + sixteen.counter_bytes);
+  EXPECT_EQ(sixteen.workspace_bytes, sixteen.lists_bytes + sixteen.merge_bytes);
 }
 
 TEST(IndexTopkPlan, APieceIsWorthABlock) {
-  EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 4096), kProcessors).pieces, 4);
+  EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 4096), kProcessors).pieces, 16);
   EXPECT_EQ(plan_index_topk(decode(1, 1, 32, 64), kProcessors).pieces, 1);
   EXPECT_EQ(plan_index_topk(decode(500, 1, 32, 65536), kProcessors).pieces, 1);
+}
+
+// Eight bytes a query and piece, twelve a query: for calls of any shape.
+TEST(IndexTopkPlan, TheCountersServeCallsOfAnyShape) {
+  for (const IndexTopkCudaParams& p : {prefill(2048, 32, 200704), prefill(528, 32, 1 << 20),
+                                       decode(1, 1, 32, 64), decode(66, 4, 32, 65536)}) {
+    const IndexTopkPlan plan = plan_index_topk(p, kProcessors);
+    EXPECT_EQ(plan.counter_bytes, 132 * 112);
+    if (plan.pieces == 1) continue;
+    EXPECT_GE(plan.counter_bytes, p.num_queries * (plan.pieces * 8 + 12));
+  }
+}
+
+TEST(IndexTopkPlan, WhatPiecesPublishFitsAList) {
+  int pieces = 0;
+  for (int processors = 2; processors < 600; ++processors) {
+    for (const int k : {1, 64, 2048}) {
+      IndexTopkCudaParams p = decode(1, 1, 32, 1 << 20);
+      p.top_k = k;
+      const IndexTopkPlan plan = plan_index_topk(p, processors);
+      EXPECT_LE(plan.pieces * plan.quota, kCandidateCapacity) << processors;
+      EXPECT_GE(plan.pieces * plan.quota, k) << processors;
+      EXPECT_LE(plan.quota, k) << processors;
+      pieces = plan.pieces;
+    }
+  }
+  EXPECT_EQ(pieces, kMostPieces);
 }
 
 TEST(IndexTopkPlan, NoQueriesNeedNothing) {
@@ -131,6 +156,16 @@ TEST(IndexTopkPlan, RefusesASmallWorkspace) {
   EXPECT_NO_THROW(check_workspace(p, plan));
   p.workspace_bytes -= 1;
   EXPECT_THROW(check_workspace(p, plan), InputError);
+}
+
+TEST(IndexTopkPlan, RefusesPiecesWithoutCounters) {
+  IndexTopkCudaParams p = decode(1, 1, 32, 4096);
+  const IndexTopkPlan plan = plan_index_topk(p, kProcessors);
+  p.workspace_bytes = plan.workspace_bytes;
+  EXPECT_THROW(check_workspace(p, plan), InputError);
+  char counters;
+  p.counters = &counters;
+  EXPECT_NO_THROW(check_workspace(p, plan));
 }
 
 // Two heads against two keys, worked out by hand: only dots above 0 count, the key's scale last.

@@ -230,6 +230,7 @@ class DeviceProblem {
       cuda_ok(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "attribute");
     plan_ = plan_index_topk(params_, processors);
     workspace_ = std::make_unique<DeviceBytes>(plan_.workspace_bytes);
+    counters_ = std::make_unique<DeviceBytes>(std::vector<std::uint8_t>(plan_.counter_bytes));
     params_.q = q_.data();
     if (params_.key_scale != nullptr) params_.key_scale = static_cast<const float*>(scale_.data());
     params_.weights = static_cast<const float*>(weights_.data());
@@ -243,6 +244,7 @@ class DeviceProblem {
     params_.out = static_cast<std::int32_t*>(out_.data());
     params_.workspace = workspace_->data();
     params_.workspace_bytes = plan_.workspace_bytes;
+    params_.counters = counters_->data();
   }
 
   std::vector<std::int32_t> run(std::vector<float>* scores = nullptr) {
@@ -259,7 +261,9 @@ class DeviceProblem {
       *scores = dump->copy<float>();
       intact_ = intact_ && dump->intact();
     }
-    intact_ = intact_ && out_.intact() && workspace_->intact();
+    const auto counters = counters_->copy<std::uint8_t>();
+    const bool zero = std::all_of(counters.begin(), counters.end(), [](auto x) { return x == 0; });
+    intact_ = intact_ && out_.intact() && workspace_->intact() && counters_->intact() && zero;
     return out_.copy<std::int32_t>();
   }
   bool intact() const { return intact_; }
@@ -268,7 +272,7 @@ class DeviceProblem {
   IndexTopkCudaParams params_;
   IndexTopkPlan plan_;
   DeviceBytes q_, keys_, scale_, weights_, start_, end_, seeds_, out_;
-  std::unique_ptr<DeviceBytes> workspace_;
+  std::unique_ptr<DeviceBytes> workspace_, counters_;
   std::unique_ptr<Pages> pages_;
   bool intact_ = true;
 };

@@ -176,6 +176,8 @@ void plan_and_bind(IndexTopkCudaParams& p, IndexTopkPlan& plan) {
   plan = plan_index_topk(p, processors());
   p.workspace = device_memory<char>(plan.workspace_bytes);
   p.workspace_bytes = plan.workspace_bytes;
+  p.counters = device_memory<char>(plan.counter_bytes);
+  require_cuda(cudaMemset(p.counters, 0, plan.counter_bytes), "counters");
   p.out = device_memory<std::int32_t>(long{p.num_queries} * p.top_k);
 }
 

@@ -59,10 +59,10 @@ __device__ inline void fence_for_wgmma() {
 // Barrier `id` (1..15; 0 is __syncthreads) among `threads` threads, some of which only announce
 // that they have come.
 __device__ inline void barrier_sync(int id, int threads) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 __device__ inline void barrier_arrive(int id, int threads) {
-  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 // barrier_sync that tells each thread whether any of them passed true.
 __device__ inline bool barrier_any(int id, int threads, bool value) {
@@ -71,7 +71,7 @@ __device__ inline bool barrier_any(int id, int threads, bool value) {
       "{\n"
       ".reg .pred mine, all;\n"
       "setp.ne.s32 mine, %3, 0;\n"
-      "barrier.cta.red.or.pred all, %1, %2, mine;\n"
+      "barrier.cta.red.or.pred.aligned all, %1, %2, mine;\n"
       "selp.s32 %0, 1, 0, all;\n"
       "}\n"
       : "=r"(any)

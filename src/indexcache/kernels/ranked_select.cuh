@@ -162,10 +162,9 @@ __device__ Threshold<Key> find_threshold(const Team& team, const Key* list, int 
 // Their ranks pass to `room`, `words` of shared memory, if they fit; where they do not, or equal ranks
 // straddle the threshold, the list itself is searched.
 template <class Team>
-__device__ __noinline__ RankedKey select_threshold(const Team& team, const RankedKey* list,
-                                                   int size, int wanted, std::uint32_t* room,
-                                                   int words, SelectScratch& scratch,
-                                                   int slack = 0) {
+__device__ __noinline__ RankedKey select_threshold(Team team, const RankedKey* list, int size,
+                                                   int wanted, std::uint32_t* room, int words,
+                                                   SelectScratch& scratch, int slack = 0) {
   if (size <= wanted) return kEveryKey;
   if (wanted == 0) return kNoKey;
   if (size <= words) {
@@ -255,77 +254,11 @@ __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, u
   }
   if (lane == 31) scratch.counts[warp] = through;
   team.sync();
-  unsigned result = through - own;
-  all = 0;
-#pragma unroll
-  for (unsigned i = 0; i < Team::size / 32; ++i) {
-    if (i < warp) result += scratch.counts[i];
-    all += scratch.counts[i];
-  }
+  const unsigned sum = lane < Team::size / 32 ? scratch.counts[lane] : 0;
+  all = __reduce_add_sync(kAllLanes, sum);
+  const unsigned result = __reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own;
   team.sync();
   return result;
-}
-
-// Writes the indices, minus `first`, of the keys that reach the threshold, at most kMostOrdered, to
-// `out`, ascending; returns how many. All are in [first, first + range). A bit for each, a stretch of the
-// range at a time; an index's place is the number of bits before its own, of which every word's share
-// is noted beside it. `room`: kOrderWords words of shared memory.
-constexpr int kMostOrdered = 2048;
-constexpr int kOwnWords = 32;  // of bits, a thread's at most
-template <class Team>
-constexpr int kOrderWords = kMostOrdered + Team::size*(kOwnWords + 1 + (kOwnWords + 2) / 2);
-
-template <class Team>
-__device__ __noinline__ int write_ascending(const Team& team, const RankedKey* list, int size,
-                                            RankedKey threshold, int first, int range,
-                                            std::int32_t* out, std::uint32_t* room,
-                                            SelectScratch& scratch) {
-  auto* indices = reinterpret_cast<int*>(room);
-  if (team.rank == 0) scratch.slot = 0;
-  team.sync();
-  take_keys(team, list, size, threshold, kNoKey, scratch,
-            [&](RankedKey key, int place) { indices[place] = key_index(key) - first; });
-  const int taken = scratch.slot;
-  // A thread's words: a power of two that covers the range at once, if there are so many. They stand an
-  // odd number of words from its neighbours': lanes then meet no bank twice.
-  const int needed = (range + 32 * Team::size - 1) / (32 * Team::size);
-  const int log = needed >= kOwnWords ? 5 : 32 - __clz(max(needed - 1, 0));
-  const int own_words = 1 << log, stretch = 32 * Team::size << log;
-  std::uint32_t* bits = room + kMostOrdered;
-  auto* before = reinterpret_cast<std::uint16_t*>(bits + Team::size * (own_words + 1));
-  std::uint32_t* own_bits = bits + team.rank * (own_words + 1);
-  std::uint16_t* own_before = before + team.rank * (own_words + 2);
-  for (int base = 0; base < range; base += stretch) {
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) own_bits[i] = 0;
-    team.sync();
-#pragma unroll 4
-    for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = indices[i] - base, word = bit / 32;
-      if (bit >= 0 && bit < stretch) atomicOr(&bits[word + (word >> log)], 1u << bit % 32);
-    }
-    team.sync();
-    unsigned own = 0, all = 0;
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) own += __popc(own_bits[i]);
-    unsigned through = sum_before(team, own, all, scratch);
-#pragma unroll 4
-    for (int i = 0; i < own_words; ++i) {
-      own_before[i] = static_cast<std::uint16_t>(through);
-      through += __popc(own_bits[i]);
-    }
-    team.sync();
-#pragma unroll 4
-    for (int i = team.rank; i < taken; i += Team::size) {
-      const int bit = indices[i] - base, word = bit / 32;
-      if (bit < 0 || bit >= stretch) continue;
-      const unsigned lower = bits[word + (word >> log)] & ((1u << bit % 32) - 1);
-      out[before[word + (word >> log) * 2] + __popc(lower)] = indices[i];
-    }
-    out += all;
-    team.sync();
-  }
-  return taken;
 }
 
 }  // namespace indexcache::device

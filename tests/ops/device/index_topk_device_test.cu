@@ -180,6 +180,33 @@ std::vector<Make> small_cases() {
   return cases;
 }
 
+// Keys that are hard for the selection, by their lengths.
+struct KeyLengths {
+  std::string name;
+  std::function<float(int)> of;
+};
+std::vector<KeyLengths> hard_lengths(int n) {
+  return {
+      {"constant", [](int) { return 1.0f; }},
+      {"all zero", [](int) { return 0.0f; }},
+      {"zero plateau", [](int i) { return i % 97 == 0 ? 1.0f + 0.001f * (i % 640) : 0.0f; }},
+      {"ascending", [n](int i) { return 0.1f + 3.0f * static_cast<float>(i) / n; }},
+      {"descending", [n](int i) { return 3.1f - 3.0f * static_cast<float>(i) / n; }},
+      {"clustered", [](int i) { return i / 3000 % 7 == 3 ? 2.0f + (i % 11) * 0.1f : 0.2f; }},
+      {"last keys", [n](int i) { return i >= n - 4000 ? 3.0f : 0.5f; }},
+      // All of the best in one piece of 132, and of two.
+      {"of one piece", [](int i) { return i / 64 % 132 == 4 ? 2.0f + (i % 13) * 0.1f : 0.5f; }},
+  };
+}
+
+Problem with_lengths(IndexKeyFormat f, Shape s, const KeyLengths& lengths) {
+  Problem p = gaussian(f, s, 11);
+  p.scale.assign(s.keys, 1.0f);
+  for (float& w : p.weights) w = std::abs(w);
+  shape_keys(p, lengths.name, lengths.of);
+  return p;
+}
+
 std::vector<Make> decode_cases(bool small) {
   const auto f = IndexKeyFormat::kE4M3;
   std::vector<Make> cases;
@@ -205,6 +232,13 @@ std::vector<Make> decode_cases(bool small) {
   }
   cases.push_back([=] { return decoding(gaussian(f, {1, 32, 200704, 2048}, 36), 1, 5); });
   cases.push_back([=] { return decoding(gaussian(f, {300, 32, 700, 64}, 37), 1, 6); });
+  for (const KeyLengths& lengths : hard_lengths(60000)) {
+    for (const int tokens : {1, 2}) {
+      cases.push_back([=] {
+        return decoding(with_lengths(f, {tokens, 32, 60000, 2048}, lengths), tokens, 1);
+      });
+    }
+  }
   cases.push_back([=] {
     Problem p = decoding(gaussian(f, {2, 32, 40 * 64, 500}, 38), 2, 7);
     p.page_stride = std::int64_t{1} << 27;  // offsets beyond 4 GiB
@@ -243,26 +277,6 @@ std::vector<Make> layout_cases() {
   return cases;
 }
 
-void add_shaped(std::vector<Make>& cases, IndexKeyFormat f, Shape s) {
-  const auto add = [&](const std::string& name, const std::function<float(int)>& value) {
-    cases.push_back([=] {
-      Problem p = gaussian(f, s, 11);
-      p.scale.assign(s.keys, 1.0f);
-      for (float& w : p.weights) w = std::abs(w);
-      shape_keys(p, name, value);
-      return p;
-    });
-  };
-  const int n = s.keys;
-  add("constant", [](int) { return 1.0f; });
-  add("all zero", [](int) { return 0.0f; });
-  add("zero plateau", [](int i) { return i % 97 == 0 ? 1.0f + 0.001f * (i % 640) : 0.0f; });
-  add("ascending", [n](int i) { return 0.1f + 3.0f * static_cast<float>(i) / n; });
-  add("descending", [n](int i) { return 3.1f - 3.0f * static_cast<float>(i) / n; });
-  add("clustered", [n](int i) { return i / 3000 % 7 == 3 ? 2.0f + (i % 11) * 0.1f : 0.2f; });
-  add("last keys", [n](int i) { return i >= n - 4000 ? 3.0f : 0.5f; });
-}
-
 std::vector<Make> large_cases() {
   std::vector<Make> cases;
   for (const IndexKeyFormat f : {IndexKeyFormat::kE4M3, IndexKeyFormat::kBFloat16}) {
@@ -281,7 +295,9 @@ std::vector<Make> large_cases() {
       make_ragged(p, 5);
       return p;
     });
-    add_shaped(cases, f, {16, 32, 60000, 2048});
+    for (const KeyLengths& lengths : hard_lengths(60000)) {
+      cases.push_back([=] { return with_lengths(f, {16, 32, 60000, 2048}, lengths); });
+    }
     cases.push_back([=] {
       Problem p = gaussian(f, {16, 32, 30000, 2048}, 12);
       p.name = "NaN keys " + p.name;

@@ -2,6 +2,7 @@
 // queries' thresholds, and where the thresholds come from.
 #pragma once
 
+#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
 #include "indexcache/ops/index_topk/index_topk_scores.cuh"
 
 namespace indexcache::index_topk_device {
@@ -11,6 +12,7 @@ struct GroupCandidates {
   static constexpr int kQueries = L::kGroupQueries, kOwn = L::kOwn, kSums = L::kSums;
 
   const IndexTopkCudaParams& p;
+  const IndexTopkPlan& plan;
   GroupShared<L>& shared;
   RingPlace<L::kStages>& place;  // of the next tile
   GroupScores<L> scores{p, shared};
@@ -28,20 +30,6 @@ struct GroupCandidates {
   static constexpr std::uint32_t kSecondOwn = 1u << 31;
   __device__ __forceinline__ std::uint32_t staged() const {
     return shared_address(&shared.staged[threadIdx.x / 32][0][threadIdx.x % 32]);
-  }
-
-  // A warp: the next places in a query's list, as many as each lane wants.
-  __device__ __forceinline__ int take_slots(int query, int wanted) const {
-    int* count = &shared.state.count[query];
-    if constexpr (kQueries > 2) return wanted > 0 ? atomicAdd(count, wanted) : 0;
-    // Few counters, where lanes would wait for each other: one addition a warp and query.
-    int slot = 0;
-#pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      const int place = take_places(&shared.state.count[i], query == i ? wanted : 0);
-      if (query == i) slot = place;
-    }
-    return slot;
   }
 
   // A staged score; what is read past the last is not `present`.
@@ -92,6 +80,31 @@ struct GroupCandidates {
     return inside;
   }
 
+  // Few queries, of which most lanes' keys are: one addition for all lanes of a query, and keys side by
+  // side, as stores of one sector each would queue.
+  static constexpr bool kTogether = kQueries <= 2;
+  // The lanes of whose query this lane's is.
+  static __device__ __forceinline__ unsigned mates() {
+    return kQueries == 1 ? kAllLanes : 0x55555555u << threadIdx.x % 2;
+  }
+  // A warp: the next places in a query's list, as many as each lane has bits in `wanted`; together, as many
+  // as all lanes of the query have, from the same place on.
+  __device__ __forceinline__ int take_slots(int query, unsigned wanted) const {
+    int* count = &shared.state.count[query];
+    if constexpr (!kTogether) {
+      return wanted != 0 ? atomicAdd(count, __popc(wanted)) : 0;
+    } else {
+      int all = 0;
+#pragma unroll
+      for (int i = 0; i < L::kStaged - 1; ++i) {
+        all += __popc(__ballot_sync(kAllLanes, wanted >> i & 1) & mates());
+      }
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const int slot = lane < kQueries && all > 0 ? atomicAdd(count, all) : 0;
+      return __shfl_sync(kAllLanes, slot, lane % kQueries);
+    }
+  }
+
   // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
     const KeyWalk walk = {shared.walk.first, shared.walk.count, shared.walk.gap};
@@ -112,14 +125,20 @@ struct GroupCandidates {
     RankedKey* to[kOwn];
 #pragma unroll
     for (int e = 0; e < kOwn; ++e) {
-      to[e] =
-          lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, __popc(wanted[e]));
+      to[e] = lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, wanted[e]);
     }
     for_each_staged(end, [&](int i, const Staged& found) {
       const RankedKey key = ranked_key(found.score, walk.key_in_blocks(found.place));
 #pragma unroll
       for (int e = 0; e < kOwn; ++e) {
-        if (wanted[e] >> i & 1) *to[e]++ = key;
+        const bool takes = wanted[e] >> i & 1;
+        if constexpr (kTogether) {
+          const unsigned takers = __ballot_sync(kAllLanes, takes) & mates();
+          if (takes) to[e][__popc(takers & ((1u << threadIdx.x % 32) - 1))] = key;
+          to[e] += __popc(takers);
+        } else if (takes) {
+          *to[e]++ = key;
+        }
       }
     });
     end &= ~kStagedRoom;
@@ -160,12 +179,23 @@ struct GroupCandidates {
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers: cuts lists above the limit to the best k and a few more, which saves
+  // The scorers, before `tile`: exchange bounds where it is time; cut lists above the limit to the best k
+  // and a few more, which saves
   // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
   // which makes some room.
-  __device__ void cut_lists() const {
+  __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
+    if (L::kInPieces && shared.bound_tile > 0 && tile >= shared.bound_tile) {
+#pragma unroll 1
+      for (int i = 0; i < queries_of_piece<L>(shared.item); ++i) {
+        const int size = state.count[i];
+        raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
+        if (threadIdx.x == 0) record(i, size - state.count[i], 0);
+      }
+      barrier_sync(kScorersBarrier, kScorers);
+      if (threadIdx.x == 0) shared.bound_tile = next_bound_tile<L>(shared.walk, tile);
+    }
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
     if (is_full(shared, query)) {
@@ -293,11 +323,17 @@ struct GroupCandidates {
            L::kTileKeys;
   }
 
+  // One thread: what the next scan() walks.
+  __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
+    shared.walk = walk;
+    if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
+  }
+
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
     barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
     if (threadIdx.x == 0) {
-      shared.walk = walk;
+      open_walk(walk);
       shared.request = shared.item.group;
     }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
@@ -309,7 +345,7 @@ struct GroupCandidates {
     const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists();
+      cut_lists(tile);
     }
   }
 

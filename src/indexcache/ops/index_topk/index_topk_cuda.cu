@@ -32,35 +32,51 @@ namespace {
 
 using namespace index_topk_device;
 
-// The fetchers: the keys of one walk after the other.
+// The fetchers: the keys of one walk after the other. A piece has one walk, which needs nothing of what
+// the scorers know.
 template <class L>
-__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const KeyMaps& maps,
-                                            GroupShared<L>& shared) {
+__device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
+                                            const KeyMaps& maps, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
-  for (;;) {
-    barrier_sync(kReadBarrier, kThreads);
-    barrier_sync(kScanBarrier, kThreads);
-    const KeyWalk walk = shared.walk;
-    if (walk.count < 0) return;
-    const int request = p.tokens_per_request > 0 ? shared.request : 0;
-    KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
+  if (threadIdx.x == kScorers && p.num_keys > 0) {
+    fetch_map(maps.rows);
+    if (L::Format::kHasScale) fetch_map(maps.scales);
+  }
+  if constexpr (L::kInPieces) {
+    barrier_sync(kFetchersBarrier, kFetchers);
+    barrier_arrive(kScanBarrier, kThreads);
+    const Item item = item_at(p, plan, blockIdx.x);
+    const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
+    if (walk.count == 0) return;
+    const int request = p.tokens_per_request > 0 ? item.group : 0;
+    KeyFetcher<L>{p, maps, request, shared}.fetch(
+        walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
+  } else {
+    for (;;) {
+      barrier_sync(kReadBarrier, kThreads);
+      barrier_sync(kScanBarrier, kThreads);
+      const KeyWalk walk = shared.walk;
+      if (walk.count < 0) return;
+      const int request = p.tokens_per_request > 0 ? shared.request : 0;
+      KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
+    }
   }
 }
 
-// The scorers: one item after the other.
+// The scorers: one item after the other; of pieces there are no more than blocks.
 template <class L>
 __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
                                               const IndexTopkPlan& plan, GroupShared<L>& shared) {
   RingPlace<L::kStages> place;
-  for (int i = blockIdx.x; i < plan.groups * plan.pieces; i += gridDim.x) {
-    // Later queries usually have more keys: the longest first.
-    const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
-    GroupSelection<L>{p, plan, shared, place}.run(
-        {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)});
+  const GroupSelection<L> selection{p, plan, shared, place};
+  if constexpr (L::kInPieces) {
+    selection.run_piece(item_at(p, plan, blockIdx.x));
+  } else {
+    for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
+    barrier_sync(kReadBarrier, kThreads);
+    if (threadIdx.x == 0) shared.walk.count = -1;
+    barrier_sync(kScanBarrier, kThreads);
   }
-  barrier_sync(kReadBarrier, kThreads);
-  if (threadIdx.x == 0) shared.walk.count = -1;
-  barrier_sync(kScanBarrier, kThreads);
 }
 
 template <class L>
@@ -70,17 +86,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) std::uint8_t memory[];
   auto& shared = *reinterpret_cast<GroupShared<L>*>(
       memory + (-shared_address(memory) & (alignof(GroupShared<L>) - 1)));
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == kScorers) {
     for (int stage = 0; stage < L::kStages; ++stage) {
       mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
     }
     mbarrier_init_fence();
   }
-  __syncthreads();
+  // Of a piece the fetchers do not wait for the scorers, who ask for queries meanwhile.
+  if (!L::kInPieces) __syncthreads();
   if (threadIdx.x >= kScorers) {
     give_registers<kFetcherRegisters>();
-    fetch_walks(p, maps, shared);
+    fetch_walks(p, plan, maps, shared);
   } else {
     take_registers<kScorerRegisters>();
     select_groups(p, plan, shared);
@@ -117,18 +134,20 @@ KeyMaps describe_keys(const IndexTopkCudaParams& p) {
 }
 
 template <class L>
-void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+void launch_kernel(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
   constexpr int kBytes = sizeof(GroupShared<L>) + alignof(GroupShared<L>) - 1024;
   static_assert(kBytes <= kSharedMemory);
   const auto kernel = scan_groups<L>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "shared memory");
-  if (plan.counter_bytes > 0) {
-    auto* counters = static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes + plan.merge_bytes;
-    check(cudaMemsetAsync(counters, 0, plan.counter_bytes, stream), "counters");
-  }
   kernel<<<plan.blocks, kThreads, kBytes, stream>>>(p, plan, describe_keys<L>(p));
   check(cudaGetLastError(), "launch");
+}
+
+template <class L>
+void launch(const IndexTopkCudaParams& p, const IndexTopkPlan& plan, cudaStream_t stream) {
+  return plan.pieces > 1 ? launch_kernel<InPieces<L>>(p, plan, stream)
+                         : launch_kernel<L>(p, plan, stream);
 }
 
 template <bool kPaged>

@@ -3,7 +3,7 @@
 
 #include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/tensor_copy.cuh"
-#include "indexcache/ops/index_topk/index_topk_layout.cuh"
+#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
 
 namespace indexcache::index_topk_device {
 
@@ -22,12 +22,14 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
 }
 
 // Boxes of 64 keys that follow each other come by tensor copies, which one lane of a warp asks for, a
-// tile each. The scattered keys of a sample come by copies of 16 bytes; each warp then has a quarter of
-// a tile's rows, kRows. Whoever fetches, a tile's barrier gets kFetchWarps arrivals.
+// warp for each box of a tile, or for every other tile. The scattered keys of a sample come by copies of
+// 16 bytes; each warp then has a quarter of a tile's rows, kRows. Whoever fetches, a tile's barrier gets
+// kFetchWarps arrivals.
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
   static constexpr int kBlocks = L::kTileKeys / kBlockRows;
+  static_assert(kFetchWarps % kBlocks == 0);
   static constexpr int kTileBytes = L::kKeyBytes + (L::Format::kHasScale ? L::kTileKeys * 4 : 0);
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
   static constexpr int kRows = L::kTileKeys / kFetchWarps;
@@ -42,59 +44,61 @@ struct KeyFetcher {
   int warp = static_cast<int>(threadIdx.x) % kFetchers / 32;
   int lane = static_cast<int>(threadIdx.x) % 32;
 
-  // The page of this lane among those of 32 blocks of a walk; past its end that of the last key.
-  __device__ __forceinline__ int page_of_block(const KeyWalk& walk, int block) const {
+  // The warps share out the boxes of a tile, and whole tiles where there are fewer boxes.
+  static constexpr int kTilesAtOnce = kFetchWarps / kBlocks;
+  static_assert(kFetchWarps % kBlocks == 0 && kTilesAtOnce <= L::kStages);
+  __device__ __forceinline__ int own_box() const { return warp % kBlocks; }
+  __device__ __forceinline__ int own_tile(int i) const { return warp / kBlocks + i * kTilesAtOnce; }
+  // The key that this warp's box of its tile i begins with, as a place in the walk.
+  __device__ __forceinline__ int own_place(int i) const {
+    return (own_tile(i) * kBlocks + own_box()) * kBlockRows;
+  }
+  // Its page; past the walk's end that of the last key.
+  __device__ __forceinline__ int own_page(const KeyWalk& walk, int i) const {
     if (!L::kPaged) return 0;
-    return page_index(p, request, walk.key_in_blocks(min(block * kBlockRows, walk.count - 1)));
+    return page_index(p, request, walk.key_in_blocks(min(own_place(i), walk.count - 1)));
   }
 
-  // The tiles of a walk over all keys, as the ring has room for them, by several warps in turn: the
-  // instructions of one, between those of the scorers, take longer than a tile. A warp waits for its tile's
-  // stage to be free knowing that of the tile before its last it was: hence no more warps than stages.
-  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
-    constexpr int kWarps = L::kStages < kFetchWarps ? 2 : kFetchWarps;
-    constexpr int kStep = kBlocks * kWarps;  // blocks from a warp's tile to its next
-    static_assert(32 % kStep == 0 && kWarps <= L::kStages);
-    if (warp >= kWarps) return;
-    const int own = warp * kBlocks;
-    int pages = page_of_block(walk, lane), next_pages = page_of_block(walk, 32 + lane);
-    place = place.after(warp);
-    for (int block = own; block * kBlockRows < walk.count; block += kStep) {
-      if (L::kPaged && block > own && block % 32 == own) {
+  // A warp: its boxes of the tiles of a walk over all keys, as the ring has room for them. To ask for one
+  // takes hundreds of cycles, between the scorers' instructions: one warp would be too slow. A warp waits
+  // for its tile's stage to be free knowing that of the tile before its last it was: hence no more tiles
+  // at once than stages.
+  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place, int bound) const {
+    int pages = own_page(walk, lane), next_pages = own_page(walk, 32 + lane);
+    place = place.after(own_tile(0));
+    for (int i = 0; own_tile(i) * L::kTileKeys < walk.count; ++i) {
+      if (L::kPaged && i > 0 && i % 32 == 0) {
         pages = next_pages;
-        next_pages = page_of_block(walk, block - own + 32 + lane);
+        next_pages = own_page(walk, i + 32 + lane);
       }
-      int page[kBlocks], key[kBlocks];
-#pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        page[i] = L::kPaged ? __shfl_sync(kAllLanes, pages, (block + i) % 32) : 0;
-        key[i] = L::kPaged ? 0 : walk.key_in_blocks((block + i) * kBlockRows);
-      }
+      const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, i % 32) : 0;
+      const int key = L::kPaged ? 0 : walk.key_in_blocks(own_place(i));
       mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-      const bool cut = __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
-      if (lane == 0) fetch_tile(place.stage, page, key, cut);
+      // The scorers know of the walk when they have given a stage back; no list is full before.
+      bool cut = own_tile(i) >= L::kStages &&
+                 __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
+      if (L::kInPieces && bound > 0 && own_tile(i) + 2 >= bound) {  // scorers stop two tiles later
+        cut = cut || own_tile(i) + 2 == bound;
+        bound = next_bound_tile<L>(walk, bound);
+      }
+      if (lane == 0) fetch_box(place.stage, page, key, cut);
       __syncwarp();
-      place = place.after(kWarps);
+      place = place.after(kTilesAtOnce);
     }
   }
   // One lane.
-  __device__ __forceinline__ void fetch_tile(int stage, const int (&page)[kBlocks],
-                                             const int (&key)[kBlocks], bool cut) const {
+  __device__ __forceinline__ void fetch_box(int stage, int page, int key, bool cut) const {
     std::uint64_t* full = &shared.full[stage];
-    shared.cut[stage] = cut ? ~0u : 0;
-    mbarrier_expect(full, kTileBytes, kFetchWarps);
+    if (own_box() == 0) shared.cut[stage] = cut ? ~0u : 0;
+    mbarrier_expect(full, kTileBytes / kBlocks, kTilesAtOnce);
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-#pragma unroll
-      for (int half = 0; half < L::kHalves; ++half) {
-        const int to = (i * L::kHalves + half) * (kBlockRows * 128);
-        copy_box(shared_address(shared.keys[stage] + to), maps.rows, half * 128, key[i], page[i],
-                 full);
-      }
-      if constexpr (L::Format::kHasScale) {
-        copy_box(shared_address(shared.scales[stage] + i * kBlockRows), maps.scales, key[i], 0,
-                 page[i], full);
-      }
+    for (int half = 0; half < L::kHalves; ++half) {
+      const int to = (own_box() * L::kHalves + half) * (kBlockRows * 128);
+      copy_box(shared_address(shared.keys[stage] + to), maps.rows, half * 128, key, page, full);
+    }
+    if constexpr (L::Format::kHasScale) {
+      copy_box(shared_address(shared.scales[stage] + own_box() * kBlockRows), maps.scales, key, 0,
+               page, full);
     }
   }
 
@@ -170,12 +174,12 @@ struct KeyFetcher {
     while (landed.stage != place.stage || landed.parity != place.parity) announce<0>(landed);
   }
 
-  // The fetchers: the tiles of a walk.
-  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place) const {
+  // The fetchers: the tiles of a walk, before one of which the pieces exchange their first bounds.
+  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place, int bound = 0) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
     } else {
-      fetch_boxes(walk, place);
+      fetch_boxes(walk, place, bound);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);
   }

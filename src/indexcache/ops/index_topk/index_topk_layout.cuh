@@ -2,8 +2,9 @@
 // which keys it walks, and what a block keeps in shared memory.
 #pragma once
 
+#include "indexcache/kernels/held_keys.cuh"
 #include "indexcache/kernels/mbarrier.cuh"
-#include "indexcache/kernels/ranked_select.cuh"
+#include "indexcache/kernels/ordered_row.cuh"
 #include "indexcache/kernels/wgmma_shared.cuh"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 
@@ -20,9 +21,10 @@ constexpr int kThreads = kScorers + kFetchers;
 constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
 // Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams, eight at
-// most; of all, that the last walk is over and none reads which it was.
-constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10;
-constexpr int kWarpgroupBarrier = 11;  // of each of the four
+// most; of all, that the last walk is over and none reads which it was; of the fetchers; of each of the
+// four scoring warpgroups.
+constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10,
+              kFetchersBarrier = 11, kWarpgroupBarrier = 12;
 
 constexpr int kBlockRows = 64;    // of a matrix product
 constexpr int kSampleShare = 64;  // one key of so many is sampled
@@ -83,6 +85,55 @@ struct Item {
   int group, piece;
   int first_query, queries;
 };
+// Item i of a plan. Later queries usually have more keys: the longest first.
+__device__ __forceinline__ Item item_at(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
+                                        int i) {
+  const int group = plan.groups - 1 - i / plan.pieces, first = group * plan.queries_per_group;
+  return {group, i % plan.pieces, first, min(plan.queries_per_group, p.num_queries - first)};
+}
+
+// The queries of a piece's group, of which none is without queries: no loop where there is room for one.
+template <class L>
+__device__ __forceinline__ int queries_of_piece(const Item& item) {
+  return L::kGroupQueries == 1 ? 1 : item.queries;
+}
+
+struct KeyRange {
+  int start, end;
+};
+__device__ __forceinline__ KeyRange range_of(const IndexTopkCudaParams& p, int query) {
+  return {p.start != nullptr ? max(0, p.start[query]) : 0, min(p.num_keys, p.end[query])};
+}
+
+// A warp: the keys that hold the ranges of all queries of a group. From the start of a page on, where
+// there are pages: a warp's 16 keys are then of one page. Else from a multiple of 4 on: a box of scales
+// begins at a multiple of 16 bytes, or the copy is illegal.
+template <class L>
+__device__ __forceinline__ KeyWalk keys_of_group(const IndexTopkCudaParams& p, const Item& item) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int first = 0x7FFFFFFF, last = 0;
+  if (lane < item.queries) {
+    const KeyRange range = range_of(p, item.first_query + lane);
+    if (range.end > range.start) {
+      first = range.start;
+      last = range.end;
+    }
+  }
+  first = __reduce_min_sync(0xFFFFFFFFu, first);
+  last = __reduce_max_sync(0xFFFFFFFFu, last);
+  constexpr int kBoundary = L::kPaged ? kPageKeys : 4;
+  first = first / kBoundary * kBoundary;
+  return last > first ? KeyWalk{first, last - first} : KeyWalk{};
+}
+
+// A piece of them: every pieces-th block of 64, so that no piece has all of a stretch with high scores.
+__device__ __forceinline__ KeyWalk piece_of(const KeyWalk& keys, int piece, int pieces) {
+  const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
+  const int own = (blocks - piece + pieces - 1) / pieces;
+  const bool has_last = own > 0 && piece + (own - 1) * pieces == blocks - 1;
+  const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
+  return {keys.first + piece * kBlockRows, max(count, 0), (pieces - 1) * kBlockRows};
+}
 
 // A group of kGroupQueries queries. The scoring warpgroups share a tile: by queries in kParts, by
 // keys in 4 / kParts blocks of 64. A warpgroup's products of its 64 keys with its kQueries queries'
@@ -97,7 +148,7 @@ struct Layout {
   static constexpr int kParts = parts, kQueries = queries, kColumns = columns;
   static constexpr int kGroupQueries = kParts * kQueries;
   static constexpr int kStages = stages;
-  static constexpr bool kPaged = paged;
+  static constexpr bool kPaged = paged, kInPieces = false;
   static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kRows = kQueries < 4 ? 1 : 2;         // of the keys, whose scores it joins
@@ -139,6 +190,12 @@ struct Layout {
   }
 };
 
+// The same for a plan with pieces. A kernel of its own: with both in one there are registers for neither.
+template <class L>
+struct InPieces : L {
+  static constexpr bool kInPieces = true;
+};
+
 // What the block knows of its queries.
 struct GroupState {
   RankedKey threshold[8];
@@ -146,7 +203,8 @@ struct GroupState {
   int start[8], end[8];
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
-  bool last;  // this block is the last of its group
+  bool last[8];      // this block is the query's last
+  int published[8];  // by all pieces, then
 };
 
 // A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's
@@ -171,11 +229,14 @@ struct GroupShared {
   int request;                    // whose keys they are
   KeyWalk range;                  // all keys of the group
   std::uint32_t cut[L::kStages];  // all bits, if lists are to be cut after the next tile
+  int bound_tile;                 // before which bounds are exchanged; 0: never
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];
 
   static constexpr int kSelectionBytes = sizeof queries + sizeof keys + sizeof staged;
+  static_assert(kSelectionBytes % (16 * L::kGroupQueries) == 0);
+  static_assert(sizeof(HeldScratch) <= sizeof staged && alignof(HeldScratch) <= alignof(float4));
 };
 
 // Whether a query's list is to be cut.
@@ -206,6 +267,16 @@ struct QueryTeam : Team<kScorers / L::kGroupQueries> {
             words};
   }
 };
+
+// Or all scorers have one list, which then fits their registers.
+using BlockTeam = Team<kScorers>;
+using HeldList = HeldKeys<BlockTeam, kCandidateCapacity / kScorers>;
+__device__ __forceinline__ BlockTeam block_team() {
+  int rank;
+  asm volatile("mov.u32 %0, %%tid.x;"
+               : "=r"(rank));  // what follows from it is not kept for a next query
+  return {rank, kScorersBarrier};
+}
 
 // A place in the ring of stages, and the parity of its present round.
 template <int stages>

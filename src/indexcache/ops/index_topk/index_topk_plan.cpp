@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "indexcache/base/error.h"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
@@ -7,7 +8,10 @@ namespace indexcache {
 namespace {
 
 constexpr std::int64_t kPageBytes = 64 * (128 + 4);
-constexpr std::int32_t kLeastPiece = 1024;  // keys worth a block of their own
+constexpr std::int32_t kLeastPiece = 256;  // keys worth a block of their own
+// A block's share: eight bounds of 8 bytes; for at most four queries (with two pieces, eight for two
+// blocks) 12 bytes of counters.
+constexpr std::int64_t kCounterBytes = 8 * 8 + 4 * 12;
 
 void require(bool holds, const char* argument, const char* expected, std::int64_t found) {
   if (holds) return;
@@ -57,6 +61,13 @@ std::int32_t columns_per_group(const IndexTopkCudaParams& p) {
   }
 }
 
+// Of a query's best k a piece has about mean, with deviation sqrt(mean) at most. Pieces may publish less
+// than they should; their lists then have the rest.
+std::int32_t quota(std::int32_t top_k, std::int32_t pieces) {
+  const double mean = static_cast<double>(top_k) / pieces;
+  return std::min(static_cast<std::int32_t>(mean + 5 * std::sqrt(mean)) + 2, top_k);
+}
+
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 }  // namespace
@@ -65,22 +76,28 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   validate(p);
   require(processors >= 1, "multiprocessors", "at least 1", processors);
   IndexTopkPlan plan;
+  plan.counter_bytes = aligned(kCounterBytes * processors);
   plan.columns_per_group = columns_per_group(p);
   plan.queries_per_group = p.tokens_per_request > 0 ? p.tokens_per_request : plan.columns_per_group;
   plan.groups = (p.num_queries + plan.queries_per_group - 1) / plan.queries_per_group;
   if (plan.groups == 0) return plan;
-  plan.pieces = std::clamp(p.num_keys / kLeastPiece, 1, std::max(1, processors / plan.groups));
+  plan.pieces =
+      std::clamp(p.num_keys / kLeastPiece, 1, std::clamp(processors / plan.groups, 1, kMostPieces));
   plan.blocks = std::min(plan.groups * plan.pieces, processors);
   plan.lists_bytes = std::int64_t{plan.blocks} * plan.columns_per_group * kCandidateCapacity * 8;
   if (plan.pieces > 1) {
+    plan.quota = quota(p.top_k, plan.pieces);
     plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * (p.top_k * 8 + 16);
-    plan.counter_bytes = aligned(std::int64_t{4} * plan.groups);
   }
-  plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes + plan.counter_bytes;
+  plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes;
   return plan;
 }
 
 void check_workspace(const IndexTopkCudaParams& p, const IndexTopkPlan& plan) {
+  if (plan.pieces > 1 && p.counters == nullptr) {
+    throw expectation_error("index_topk on CUDA: counters",
+                            fmt::format("{} bytes", plan.counter_bytes), "none");
+  }
   if (p.workspace_bytes >= plan.workspace_bytes) return;
   throw expectation_error("index_topk on CUDA: workspace",
                           fmt::format("{} bytes", plan.workspace_bytes),

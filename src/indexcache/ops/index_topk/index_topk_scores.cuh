@@ -27,15 +27,15 @@ struct GroupScores {
   GroupShared<L>& shared;
 
   // The scorers: queries into shared memory as the products' B.
-  __device__ void stage_queries() const {
+  __device__ void stage_queries(const Item& item) const {
     constexpr int kUnits = kRow / 16;
     for (int i = threadIdx.x; i < L::kParts * kColumns * kUnits; i += kScorers) {
       const int unit = i % kUnits, column = i / kUnits % kColumns, part = i / kUnits / kColumns;
       const int query = part * kQueries + L::column_query(column % 8 / 2, column % 2);
       const int head = L::column_head(column / 8, column % 8 / 2, column % 2);
       uint4 words = {0, 0, 0, 0};
-      if (query < shared.item.queries && head < p.num_heads) {
-        const std::int64_t row = std::int64_t{shared.item.first_query + query} * p.num_heads + head;
+      if (query < item.queries && head < p.num_heads) {
+        const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
         words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
       }
       std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
@@ -50,14 +50,14 @@ struct GroupScores {
   }
 
   // The scorers: the weights of all threads into shared memory.
-  __device__ __forceinline__ void stage_weights() const {
+  __device__ __forceinline__ void stage_weights(const Item& item) const {
     for (int i = threadIdx.x; i < L::kParts * 4 * kWeights; i += kScorers) {
       const int column = i % kWeights, c = i / kWeights % 4, part = i / kWeights / 4;
       const int query = part * kQueries + L::column_query(c, column % 2);
       const int head = L::column_head(column / 2, c, column % 2);
       shared.weights[part][c][column] =
-          query < shared.item.queries && head < p.num_heads
-              ? p.weights[std::int64_t{shared.item.first_query + query} * p.num_heads + head]
+          query < item.queries && head < p.num_heads
+              ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
               : 0.0f;
     }
   }

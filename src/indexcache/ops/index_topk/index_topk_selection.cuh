@@ -1,24 +1,11 @@
-// An item of a block from its ranges to its rows: thresholds, scan, selection, and the merge of pieces.
+// An item of a block from its ranges to its rows: thresholds, scan, selection.
 #pragma once
 
 #include "indexcache/ops/index_topk/index_topk_candidates.cuh"
+#include "indexcache/ops/index_topk/index_topk_pieces.cuh"
 #include "indexcache/ops/index_topk/index_topk_seeds.cuh"
 
 namespace indexcache::index_topk_device {
-
-// What a piece kept to itself: its list's size, and the least key it published where it has more.
-struct PieceRest {
-  RankedKey bound;  // kEveryKey: published all
-  int size;
-};
-
-// Where the pieces of a query meet: [M][pieces * k] keys, [M][pieces] rests, and how many pieces of a
-// group are in.
-struct MergeLists {
-  RankedKey* keys;
-  PieceRest* rests;
-  unsigned* arrived;
-};
 
 // The scorers' work on one item.
 template <class L>
@@ -32,16 +19,7 @@ struct GroupSelection {
   RingPlace<L::kStages>& place;
   GroupState& state = shared.state;
   const Item& item = shared.item;
-  GroupCandidates<L> candidates{p, shared, place};
-
-  __device__ __forceinline__ MergeLists merge() const {
-    auto* workspace = static_cast<std::uint8_t*>(p.workspace);
-    auto* merged = reinterpret_cast<RankedKey*>(workspace + plan.lists_bytes);
-    return {
-        merged,
-        reinterpret_cast<PieceRest*>(merged + std::int64_t{p.num_queries} * plan.pieces * p.top_k),
-        reinterpret_cast<unsigned*>(workspace + plan.lists_bytes + plan.merge_bytes)};
-  }
+  GroupCandidates<L> candidates{p, plan, shared, place};
 
   static __device__ __forceinline__ void sync() { barrier_sync(kScorersBarrier, kScorers); }
   static __device__ __forceinline__ bool any(bool value) {
@@ -53,27 +31,28 @@ struct GroupSelection {
     return QueryTeam<L>::share(shared.keys, sizeof shared.keys + sizeof shared.staged);
   }
   __device__ __forceinline__ Room room() const {
-    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >=
-                  kOrderWords<Team<kScorers / kQueries>>);
+    static_assert(GroupShared<L>::kSelectionBytes / 4 / kQueries >= kOrderWords<QueryTeam<L>>);
     return QueryTeam<L>::share(shared.queries, GroupShared<L>::kSelectionBytes);
   }
 
   // A team: writes its query's row, the best of the list.
   __device__ __forceinline__ void write_row(const QueryTeam<L>& team, const RankedKey* list,
                                             int size) const {
-    const int wanted = min(p.top_k, candidates.range(team.query));
+    const int start = state.start[team.query], range = candidates.range(team.query);
     const Room free = room();
-    const RankedKey threshold = select_threshold(team, list, size, wanted, free.words, free.count,
-                                                 shared.select[team.query]);
-    write_reaching(team, list, size, threshold);
-  }
-  __device__ __forceinline__ void write_reaching(const QueryTeam<L>& team, const RankedKey* list,
-                                                 int size, RankedKey threshold) const {
-    std::int32_t* out = p.out + std::int64_t{item.first_query + team.query} * p.top_k;
-    const int taken =
-        write_ascending(team, list, size, threshold, state.start[team.query],
-                        candidates.range(team.query), out, room().words, shared.select[team.query]);
-    for (int i = taken + team.rank; i < p.top_k; i += team.size) out[i] = -1;
+    SelectScratch& scratch = shared.select[team.query];
+    const RankedKey threshold =
+        select_threshold(team, list, size, min(p.top_k, range), free.words, free.count, scratch);
+    const OrderRoom<QueryTeam<L>> order(free.words, range);
+    order.clear(team);
+    team.sync();
+    write_ordered(team, order, range, p.top_k,
+                  p.out + std::int64_t{item.first_query + team.query} * p.top_k, scratch,
+                  [&](const auto& visit) {
+                    for_each_key(team, list, size, [&](RankedKey key, bool valid) {
+                      visit(key_index(key) - start, valid && key >= threshold);
+                    });
+                  });
   }
 
   // The scorers: writes the rows of all queries that are not written.
@@ -86,40 +65,18 @@ struct GroupSelection {
     }
   }
 
-  // Reads the ranges; the keys that hold them all.
-  __device__ __forceinline__ KeyWalk open_group() const {
-    if (threadIdx.x < kQueries) {
-      const int i = threadIdx.x, query = item.first_query + i;
-      const bool real = i < item.queries;
-      state.start[i] = real && p.start != nullptr ? max(0, p.start[query]) : 0;
-      state.end[i] = real ? min(p.num_keys, p.end[query]) : 0;
-      state.threshold[i] = kEveryKey;
-      state.count[i] = 0;
-      state.settled[i] = false;
-      state.written[i] = false;
-    }
-    sync();
-    int first = 0x7FFFFFFF, last = 0;
-    for (int i = 0; i < kQueries; ++i) {
-      if (candidates.range(i) == 0) continue;
-      first = min(first, state.start[i]);
-      last = max(last, state.end[i]);
-    }
-    // From the start of a page on, where there are pages: a warp's 16 keys are then of one page. Else
-    // from a multiple of 4 on: a box of scales begins at a multiple of 16 bytes, or the copy is illegal.
-    constexpr int kBoundary = L::kPaged ? kPageKeys : 4;
-    first = first / kBoundary * kBoundary;
-    return last > first ? KeyWalk{first, last - first} : KeyWalk{};
-  }
-
-  // This item's piece of the keys: every pieces-th block of 64, so that no piece has all of a stretch
-  // with high scores.
-  __device__ __forceinline__ KeyWalk piece_of(KeyWalk keys) const {
-    const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-    const int own = (blocks - item.piece + plan.pieces - 1) / plan.pieces;
-    const bool has_last = own > 0 && item.piece + (own - 1) * plan.pieces == blocks - 1;
-    const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
-    return {keys.first + item.piece * kBlockRows, max(count, 0), (plan.pieces - 1) * kBlockRows};
+  // The state of a group that nothing is known of but its ranges.
+  __device__ __forceinline__ void open(const Item& next) const {
+    if (threadIdx.x == 0) shared.item = next;
+    if (threadIdx.x >= kQueries) return;
+    const int i = threadIdx.x;
+    const KeyRange range = i < next.queries ? range_of(p, next.first_query + i) : KeyRange{};
+    state.start[i] = range.start;
+    state.end[i] = range.end;
+    state.threshold[i] = kEveryKey;
+    state.count[i] = 0;
+    state.settled[i] = false;
+    state.written[i] = false;
   }
 
   // Whether a query's list holds its best keys; if not, it is emptied and takes every key next.
@@ -138,89 +95,30 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // How many of its best keys a piece publishes at first: the number among a query's best k is about
-  // mean, with deviation sqrt(mean) at most.
-  __device__ __forceinline__ int quota() const {
-    const float mean = static_cast<float>(p.top_k) / plan.pieces;
-    return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, p.top_k);
-  }
-
-  // A team: the best `quota` keys of its query's list to their places among the merged, filled up with
-  // keys below all others, and what is left.
-  __device__ __forceinline__ void publish(const QueryTeam<L>& team) const {
-    const int query = team.query, size = state.count[query], most = quota();
-    const std::int64_t row = item.first_query + query;
-    const RankedKey* list = candidates.lists() + query * kCandidateCapacity;
-    RankedKey* to = merge().keys + row * plan.pieces * p.top_k + item.piece * most;
-    SelectScratch& scratch = shared.select[query];
-    const Room free = room();
-    const RankedKey threshold =
-        select_threshold(team, list, size, most, free.words, free.count, scratch);
-    if (team.rank == 0) {
-      candidates.record(query, size, 0);
-      scratch.slot = 0;
+  // A piece: what it found is published, and the query's last block writes the row. Queries and weights are
+  // asked for before anything else, as later they would wait for keys.
+  __device__ __forceinline__ void run_piece(const Item& next) const {
+    candidates.scores.stage_weights(next);
+    candidates.scores.stage_queries(next);
+    const KeyWalk keys = keys_of_group<L>(p, next);
+    open(next);
+    if (threadIdx.x == 0) candidates.open_walk(piece_of(keys, next.piece, plan.pieces));
+    barrier_sync(kScanBarrier, kThreads);
+    if (keys.count == 0) {
+      if (next.piece == 0) write_nothing();
+      return;
     }
-    team.sync();
-    append_keys(team, list, size, threshold, kNoKey, to, scratch);
-    for (int i = min(size, most) + team.rank; i < most; i += team.size) to[i] = kEveryKey;
-    if (team.rank == 0) merge().rests[row * plan.pieces + item.piece] = {threshold, size};
-  }
-
-  // A team of a group's last block: writes its query's row from what the pieces published. A piece of
-  // which all went into the result may have more: its best k then join, still in its block's list.
-  __device__ __forceinline__ void write_merged(const QueryTeam<L>& team) const {
-    const int query = team.query;
-    const std::int64_t row = item.first_query + query;
-    RankedKey* merged = merge().keys + row * plan.pieces * p.top_k;
-    const PieceRest* rests = merge().rests + row * plan.pieces;
-    SelectScratch& scratch = shared.select[query];
-    const Room free = room();
-    int size = plan.pieces * quota();
-    const int wanted = min(p.top_k, candidates.range(query));
-    RankedKey threshold =
-        select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
-    bool more = false;
-    for (int i = team.rank; i < plan.pieces; i += team.size) more |= rests[i].bound > threshold;
-    if (barrier_any(team.barrier, team.size, more)) {
-      for (int piece = 0; piece < plan.pieces; ++piece) {
-        const PieceRest rest = rests[piece];
-        if (rest.bound <= threshold) continue;
-        // Pieces of a group are neighbouring blocks'.
-        const RankedKey* own =
-            candidates.lists() + ((piece - item.piece) * kQueries + query) * kCandidateCapacity;
-        const RankedKey least = max(threshold, select_threshold(team, own, rest.size, p.top_k,
-                                                                free.words, free.count, scratch));
-        if (team.rank == 0) scratch.slot = size;
-        team.sync();
-        append_keys(team, own, rest.size, least, rest.bound, merged, scratch);
-        size = scratch.slot;
-        team.sync();
-      }
-      threshold = select_threshold(team, merged, size, wanted, free.words, free.count, scratch);
-    }
-    write_reaching(team, merged, size, threshold);
-  }
-
-  // The best keys of a piece join the merged ones; the group's last block writes the rows. No sample: a
-  // list that fills up is cut to its best k, so that it always holds those of what was scanned.
-  __device__ __forceinline__ void select_in_pieces(const KeyWalk& keys) const {
-    candidates.begin(piece_of(keys));
-    candidates.scores.stage_queries();
-    candidates.scores.stage_weights();
-    sync();
     candidates.scan();
-    const QueryTeam<L> team;
-    if (team.query < item.queries) publish(team);
-    sync();
-    // The barriers carry what the fences of one thread order to and from the others.
-    if (threadIdx.x == 0) {
-      __threadfence();
-      state.last =
-          atomicAdd(&merge().arrived[item.group], 1u) + 1 == static_cast<unsigned>(plan.pieces);
-      __threadfence();
+    const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
+    const int queries = queries_of_piece<L>(item);
+    if (threadIdx.x < kQueries) candidates.record(threadIdx.x, state.count[threadIdx.x], 0);
+#pragma unroll 1
+    for (int i = 0; i < queries; ++i) merge.publish(i);
+    merge.arrive();
+#pragma unroll 1
+    for (int i = 0; i < queries; ++i) {
+      if (state.last[i]) merge.write_row(i);
     }
-    sync();
-    if (state.last && team.query < item.queries) write_merged(team);
   }
 
   // The keys that seeds name, or none.
@@ -247,8 +145,8 @@ struct GroupSelection {
     }
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
-    candidates.scores.stage_queries();
-    candidates.scores.stage_weights();
+    candidates.scores.stage_queries(item);
+    candidates.scores.stage_weights(item);
     sync();
     for (;;) {
       candidates.scan();
@@ -277,17 +175,21 @@ struct GroupSelection {
     finish();
   }
 
-  // A block's item: a group of queries, or a piece of its keys.
+  // The rows of queries that have no keys.
+  __device__ __forceinline__ void write_nothing() const {
+    std::int32_t* out = p.out + std::int64_t{item.first_query} * p.top_k;
+    for (int i = threadIdx.x; i < item.queries * p.top_k; i += kScorers) out[i] = -1;
+  }
+
+  // A group.
   __device__ __forceinline__ void run(const Item& next) const {
-    if (threadIdx.x == 0) shared.item = next;
+    const KeyWalk keys = keys_of_group<L>(p, next);
+    open(next);
     sync();
-    const KeyWalk keys = open_group();
-    if (keys.count > 0 && plan.pieces > 1) {
-      select_in_pieces(keys);
-    } else if (keys.count > 0) {
+    if (keys.count > 0) {
       select(keys);
-    } else if (item.piece == 0) {
-      finish();
+    } else {
+      write_nothing();
     }
     sync();  // the next item changes the state
   }
