@@ -180,9 +180,8 @@ struct GroupCandidates {
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
   // The scorers, before `tile`: exchange bounds where it is time; cut lists above the limit to the best k
-  // and a few more, which saves
-  // passes; what they reach becomes the threshold. Keys are on their way meanwhile; nothing is staged,
-  // which makes some room.
+  // and a few more, which saves passes; what they reach becomes the threshold. Keys are on their way
+  // meanwhile; nothing is staged, which makes some room.
   __device__ void cut_lists(int tile) const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
@@ -279,7 +278,7 @@ struct GroupCandidates {
       return cut;
     };
     std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
-    int append = position;  // where all warps append
+    int append = position;  // where the warps append, whether they must or not
     for (bool stop = false; position <= last && !stop;) {
       if (position >= append) append += append_period();
       const int pause = min(append, last);

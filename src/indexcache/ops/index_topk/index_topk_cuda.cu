@@ -1,13 +1,13 @@
 // index_topk on Hopper: scores on the tensor cores, candidates kept as they come, selection exact.
 //
 // A block owns a group of 8 (or 4) neighbouring queries and walks the keys of their ranges in tiles.
-// Four warpgroups score, 64 keys of a tile each with all or half of the queries; a fifth fetches tiles
-// into a ring in shared memory. Keys are the rows of the matrix product, (head, query) pairs its
+// Four warpgroups score, 64 keys of a tile each with all, half or a quarter of the queries; a fifth
+// fetches tiles into a ring in shared memory. Keys are the rows of the matrix product, (head, query) pairs its
 // columns, laid out so that a thread holds all heads of its own query: relu, weights and the sum over
 // heads stay in the thread's registers, with nothing exchanged between lanes.
 //
 // Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
-// that about 1.8 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
+// that about 1.9 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
 // scan then appends the keys that reach it to a list. If fewer than k did, the group is scanned again
 // without threshold; where a list fills up, it is cut to its best k, whose least becomes the threshold.
 // So the result is exact whatever the keys are; the sample decides the time only. At last a team of
