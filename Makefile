@@ -48,11 +48,11 @@ check-fuzz: setup-check build/asan/build.ninja
 	cmake --build --preset asan -j $(JOBS) --target fuzz_programs
 	tools/fuzz.sh build/asan/fuzz $(FUZZ_SECONDS) $(JOBS)
 
-# What sees CUDA compiles and links: the rooms with CUDA sources, the programs for a GPU, the ops for Python. The other rooms' code
-# is the same with and without CUDA, and the CPU build has it.
+# The CUDA build compiles and links, the programs for a GPU included, and its binary starts. Host code is the CPU preset's, out of ccache.
 ifneq ($(NVCC),)
 check-cuda: build/cuda/build.ninja
-	cmake --build --preset cuda -j $(JOBS) --target indexcache_ops indexcache_distributed indexcache_torch_ops device_programs
+	cmake --build --preset cuda -j $(JOBS) --target indexcache device_programs
+	build/cuda/indexcache --help >/dev/null
 else
 check-cuda:
 	@echo "check-cuda: not run, no nvcc on this machine"

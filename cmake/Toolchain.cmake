@@ -6,8 +6,10 @@ add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fPIC> $<$<COMPILE_LANGUAGE:CUDA>:
 
 find_program(CCACHE ccache)
 if(CCACHE)
-  # Without these ccache passes by what uses precompiled headers.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${CCACHE})
+  # Without the first ccache passes by what uses precompiled headers; the second makes paths relative, so that the presets'
+  # build folders, in which these stand, share what they have in common.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros
+    CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} ${CCACHE})
 endif()
 
 add_library(indexcache_flags INTERFACE)
