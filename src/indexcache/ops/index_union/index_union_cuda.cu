@@ -4,7 +4,6 @@
 #include <climits>
 
 #include "indexcache/kernels/cuda_launch.cuh"
-#include "indexcache/kernels/warp_sum.cuh"
 #include "indexcache/ops/index_union/index_union_params.h"
 
 namespace indexcache {
@@ -79,7 +78,11 @@ template <int kThreads>
 __device__ int sum_before(int value, int& total) {
   __shared__ int sums[kThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int inclusive = device::sum_through(value);
+  int inclusive = value;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(0xFFFFFFFF, inclusive, distance);
+    if (lane >= distance) inclusive += other;
+  }
   if (lane == 31) sums[warp] = inclusive;
   __syncthreads();
   int before = inclusive - value;
