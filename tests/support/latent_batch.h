@@ -83,8 +83,11 @@ class Batch {
       expand_latents_cuda(expansion, stream);
       p.kv = expanded_store(expansion);
     }
+    if (workspace_) p.workspace = workspace_->data();
     sparse_mla_wgmma_cuda(p, stream);
   }
+  // From now on launches have a workspace, whose bytes are not 0.
+  void lend_workspace() { workspace_.emplace(sparse_mla_wgmma_workspace(params())); }
   // From now on launches convert e4m3 latents first.
   void expand() {
     const LatentStore store = params().kv;
@@ -184,6 +187,7 @@ class Batch {
   DeviceArray<std::uint16_t> out_;
   DeviceArray<float> lse_;
   DeviceArray<std::int32_t> entries_, counts_;
+  std::optional<DeviceArray<unsigned char>> workspace_;
   std::optional<DeviceArray<std::uint16_t>> expanded_rows_;
   std::optional<DeviceArray<std::int32_t>> expanded_table_;
 };

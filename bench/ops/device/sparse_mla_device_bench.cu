@@ -132,6 +132,7 @@ SparseMlaWgmmaParams prefill_params(const Sets& s, const LatentStore& kv, const 
     p.entry_stride = kGroupQueries * s.top_k;
     p.counts = s.counts;
   }
+  p.workspace = device_memory<char>(sparse_mla_wgmma_workspace(p));
   return p;
 }
 
@@ -194,6 +195,8 @@ void add_unions(DeviceSuite& suite, const LatentStore& bf16, const LatentStore& 
     const Sets s =
         upload_sets(name, make_sets([u](std::int64_t) { return std::min(1.0, (u - 1) / 1.97); }));
     add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kUnion));
+    if (u >= 2)  // where neighbours share little, a query alone may be faster
+      add_prefill(suite, s, prefill_params(s, bf16, b, 20, EntryKind::kIndices));
     if (u == 1.45) {
       add_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion));
       add_expanded_prefill(suite, s, prefill_params(s, e4m3, b, 20, EntryKind::kUnion), b);

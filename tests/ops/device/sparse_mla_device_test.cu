@@ -174,6 +174,37 @@ void test_chunks_and_places() {
   });
 }
 
+// Work that is cut, its sums going from CTA to CTA by the workspace, gives the bits of the whole: with
+// sets of all lengths, those too short to be cut and values that are not finite among them.
+void test_workspace() {
+  int ctas = 0;
+  require_cuda(cudaDeviceGetAttribute(&ctas, cudaDevAttrMultiProcessorCount, 0), "workspace");
+  for_each_path([=](LatentProblem p) {
+    if (p.split != EntrySplit::kWhole) return;
+    for (const int rest : {1, ctas / 3, ctas / 2}) {
+      p.queries = (p.kind == EntryKind::kUnion ? kGroupQueries : 1) * (3 * ctas + rest);
+      p.heads = 20, p.keys = 1000, p.top_k = 800;
+      p.name = "workspace, " + describe(p);
+      p = make_problem(p, 41);
+      for (std::int64_t t = 0; t < p.queries; ++t) {
+        const std::int64_t kept = t % 4 != 0 ? p.top_k : t * 37 % p.top_k;
+        std::fill(&p.indices[t * p.top_k] + kept, &p.indices[t * p.top_k] + p.top_k, -1);
+      }
+      for (int d = 0; d < 3; ++d) poison(p, 5 + d, 200 * d, d == 1 ? kInf : kNaN);
+      Batch batch({p});
+      batch.launch(nullptr);
+      finish_device(p.name);
+      const Result whole = batch.result();
+      batch.lend_workspace();
+      for (int launch = 0; launch < 3; ++launch) {
+        batch.launch(nullptr);
+        finish_device(p.name);
+        expect(same(batch.result(), whole), p.name + ": other bits than without a workspace");
+      }
+    }
+  });
+}
+
 // Requests with caches and block tables of their own, in one launch and alone.
 void test_requests() {
   for_each_path([](LatentProblem p) {
@@ -363,6 +394,7 @@ int main(int argc, char**) {
     test_accuracy();
     test_far_apart();
     test_chunks_and_places();
+    test_workspace();
     test_requests();
     test_graph();
     test_relaunches();

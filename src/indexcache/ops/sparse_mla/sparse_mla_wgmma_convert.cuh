@@ -58,7 +58,7 @@ __device__ inline void convert_part(std::uint32_t tile, Part part, int first, in
 }
 
 template <EntryKind kKind, EntrySplit kSplit>
-__device__ inline void convert(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void convert(const Launch& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   Walk<kKind, kSplit> walk(p);

@@ -116,9 +116,14 @@ __device__ inline void take_origin(float (&rescale)[2], RowState& state, const S
 
 // Sums of all tiles to out and lse, or, in a cluster, to where its CTAs read them.
 template <EntrySplit kSplit>
-__device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
-                                   RowState& state, const float (&o)[128], int half, int thread) {
+__device__ inline void finish_work(const Launch& p, const Work& w, Shared& shared, RowState& state,
+                                   const float (&o)[128], int half, int thread) {
   const bool any = w.tile_begin < w.tile_end;
+  if (kSplit == EntrySplit::kWhole && w.suspended) {
+    release(&shared.empty[1][half == 0 ? kLeftPart : kRightPart]);
+    suspend(p, state, o, half, thread);
+    return;
+  }
   if (any) join_rows(state, shared, half, thread);
   if constexpr (kSplit == EntrySplit::kCluster) {
     store_part(o, shared, half, thread);
@@ -138,7 +143,7 @@ __device__ inline void finish_work(const SparseMlaWgmmaParams& p, const Work& w,
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void attend_left(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
@@ -148,6 +153,7 @@ __device__ inline void attend_left(const SparseMlaWgmmaParams& p, Shared& shared
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {};
+    if (kSplit == EntrySplit::kWhole && w.resumed) resume(p, state, o, 0, thread);
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
       float s[32], rescale[2];
@@ -216,7 +222,7 @@ __device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared&
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& shared) {
+__device__ inline void attend_right(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
@@ -226,6 +232,7 @@ __device__ inline void attend_right(const SparseMlaWgmmaParams& p, Shared& share
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {};
+    if (kSplit == EntrySplit::kWhole && w.resumed) resume(p, state, o, 1, thread);
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     int tile = w.tile_begin;
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
@@ -294,8 +301,7 @@ constexpr int kConvertRegisters = 40;
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __global__ void __launch_bounds__(kThreads<kFormat>, 1)
-    sparse_mla_kernel(const __grid_constant__ SparseMlaWgmmaParams p,
-                      const __grid_constant__ CUtensorMap q) {
+    sparse_mla_kernel(const __grid_constant__ Launch p, const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
@@ -333,6 +339,14 @@ int multiprocessors() {
   return count;
 }
 
+constexpr int kMostParts = 4;
+Rounds rounds_of(std::int64_t pieces, std::int64_t ctas, bool may_cut) {
+  Rounds r = {static_cast<int>(pieces / ctas), static_cast<int>(pieces % ctas), 1};
+  if (may_cut && r.rest > 0)
+    r.parts = std::min({static_cast<int>(ctas) / r.rest, r.whole + 1, kMostParts});
+  return r;
+}
+
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   const auto kernel = sparse_mla_kernel<kKind, kFormat, kSplit>;
@@ -340,7 +354,18 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
                                   static_cast<int>(sizeof(Shared))),
              "sparse_mla");
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
-  if (kSplit == EntrySplit::kWhole) ctas = std::min<std::int64_t>(ctas, multiprocessors());
+  Launch all = {p, {1, 0, 1}};
+  if (kSplit == EntrySplit::kWhole) {
+    const std::int64_t pieces = ctas;
+    ctas = std::min<std::int64_t>(ctas, multiprocessors());
+    all.rounds = rounds_of(pieces, ctas, p.workspace != nullptr);
+    const std::int64_t halves = suspended_halves(all.rounds);
+    if (halves > 0) {
+      check_cuda(cudaMemsetAsync(static_cast<unsigned char*>(p.workspace) + halves * kLeftBytes, 0,
+                                 halves * sizeof(std::uint32_t), stream),
+                 "sparse_mla");
+    }
+  }
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kSplit == EntrySplit::kCluster ? kClusterCtas : 1u, 1, 1};
@@ -363,7 +388,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
                               .box_rows = kTileRows},
                              TensorElement::kByte, true, q),
              "sparse_mla");
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p, q), "sparse_mla");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, all, q), "sparse_mla");
 }
 
 template <EntryKind kKind, LatentFormat kFormat>
@@ -380,6 +405,14 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
 
 }  // namespace
 }  // namespace device
+
+std::int64_t sparse_mla_wgmma_workspace(const SparseMlaWgmmaParams& p) {
+  const std::int64_t pieces = sparse_mla_wgmma_ctas(p);
+  if (p.split != EntrySplit::kWhole || pieces == 0) return 0;
+  const std::int64_t halves = device::suspended_halves(
+      device::rounds_of(pieces, std::min<std::int64_t>(pieces, device::multiprocessors()), true));
+  return halves * (device::kLeftBytes + sizeof(std::uint32_t));
+}
 
 void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   if (p.num_groups == 0 || p.num_queries == 0) return;

@@ -79,7 +79,7 @@ class KeyFinder {
       page_ = __ldg(p_.kv.block_table + request_ * p_.kv.table_stride + page_);
   }
 
-  const SparseMlaWgmmaParams& p_;
+  const Launch& p_;
   Walk<kKind, kSplit> ahead_;  // at the pair whose entries are asked for next
   bool more_, has_ = false;
   int request_ = 0;
@@ -152,7 +152,7 @@ __device__ inline void copy_row(std::uint32_t tile, Part part, int row, const un
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
-__device__ inline void gather(const SparseMlaWgmmaParams& p, const CUtensorMap& q, Shared& shared) {
+__device__ inline void gather(const Launch& p, const CUtensorMap& q, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
   const auto* data = static_cast<const unsigned char*>(p.kv.data);

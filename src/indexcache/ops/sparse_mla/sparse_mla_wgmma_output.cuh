@@ -2,6 +2,7 @@
 // sum.
 #pragma once
 
+#include "indexcache/kernels/release_acquire.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_softmax.cuh"
 
 namespace indexcache::device {
@@ -82,6 +83,57 @@ __device__ inline void write_zeros(const SparseMlaWgmmaParams& p, const Work& w,
 #pragma unroll 1
   for (int row = thread / 32; row < w.rows; row += kWarpgroup / 32)
     *reinterpret_cast<uint4*>(out + row * 1024) = make_uint4(0, 0, 0, 0);
+}
+
+// What a warpgroup of a CTA leaves in the workspace, 16 bytes of each thread beside another: out so far
+// and what it is against. Then the flags of all of them, which are 0 when a launch begins.
+constexpr int kLeftRows = 34;
+constexpr std::int64_t kLeftBytes = kLeftRows * kWarpgroup * 16;
+__host__ __device__ constexpr std::int64_t suspended_halves(const Rounds& r) {
+  return std::int64_t{2} * r.rest * (r.parts - 1);
+}
+__device__ inline std::uint32_t* left_flag(const Launch& p, int cta, int half) {
+  auto* flags = static_cast<unsigned char*>(p.workspace) + suspended_halves(p.rounds) * kLeftBytes;
+  return reinterpret_cast<std::uint32_t*>(flags) + 2 * cta + half;
+}
+__device__ inline float4* left_row(const Launch& p, int cta, int half, int thread) {
+  auto* half_of = static_cast<unsigned char*>(p.workspace) + (2 * cta + half) * kLeftBytes;
+  return reinterpret_cast<float4*>(half_of) + thread;
+}
+
+// Leaves the sums of a work to the CTA that resumes it.
+__device__ inline void suspend(const Launch& p, const RowState& state, const float (&o)[128],
+                               int half, int thread) {
+  asm volatile("" : "+r"(thread));  // as in write_half
+  const int cta = static_cast<int>(blockIdx.x);
+  float4* to = left_row(p, cta, half, thread);
+#pragma unroll
+  for (int i = 0; i < 32; ++i)
+    __stcg(to + i * kWarpgroup, make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]));
+  __stcg(to + 32 * kWarpgroup,
+         make_float4(state.origin[0], state.origin[1], state.sum[0], state.sum[1]));
+  __stcg(to + 33 * kWarpgroup,
+         make_float4(state.any[0] ? 1.0f : 0.0f, state.any[1] ? 1.0f : 0.0f, 0, 0));
+  __threadfence();
+  barrier_sync(half == 0 ? kLeft : kRight, kWarpgroup);
+  if (thread == 0) store_release(left_flag(p, cta, half), 1);
+}
+
+__device__ inline void resume(const Launch& p, RowState& state, float (&o)[128], int half,
+                              int thread) {
+  asm volatile("" : "+r"(thread));
+  const int cta = static_cast<int>(blockIdx.x) - p.rounds.rest;
+  while (load_acquire(left_flag(p, cta, half)) == 0) {
+  }
+  const float4* from = left_row(p, cta, half, thread);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const float4 v = __ldcg(from + i * kWarpgroup);
+    o[4 * i] = v.x, o[4 * i + 1] = v.y, o[4 * i + 2] = v.z, o[4 * i + 3] = v.w;
+  }
+  const float4 row = __ldcg(from + 32 * kWarpgroup), any = __ldcg(from + 33 * kWarpgroup);
+  state.origin[0] = row.x, state.origin[1] = row.y, state.sum[0] = row.z, state.sum[1] = row.w;
+  state.any[0] = any.x != 0, state.any[1] = any.y != 0;
 }
 
 // fp32 rows of a part, padded so that the accumulators' layout reaches all banks.

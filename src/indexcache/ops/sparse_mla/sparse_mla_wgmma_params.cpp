@@ -37,8 +37,8 @@ void check_sparse_mla_wgmma(const SparseMlaWgmmaParams& p) {
                             fmt::format("{}", p.softmax_scale));
   }
   check_store(p.kv, p.kind);
-  if (!aligned(p.q) || !aligned(p.out) || !aligned(p.kv.data)) {
-    throw InputError("sparse_mla: expected q, out and kv at multiples of 16 bytes");
+  if (!aligned(p.q) || !aligned(p.out) || !aligned(p.kv.data) || !aligned(p.workspace)) {
+    throw InputError("sparse_mla: expected q, out, kv and workspace at multiples of 16 bytes");
   }
   if (p.kind == EntryKind::kIndices) {
     require(p.num_groups == p.num_queries, "groups of one query", std::to_string(p.num_queries),

@@ -46,6 +46,10 @@ struct SparseMlaWgmmaParams {
   const void* q = nullptr;  // [M, h, 576] bf16, a multiple of 16
   void* out = nullptr;      // [M, h, 512] bf16, a multiple of 16
   float* lse = nullptr;     // [M, h]
+
+  // kWhole: sparse_mla_wgmma_workspace() bytes, a multiple of 16, of one launch at a time, with
+  // anything in them; or null. It changes the time alone.
+  void* workspace = nullptr;
 };
 
 // Throws InputError where the kernel could not run as the comments above say.
@@ -57,6 +61,10 @@ inline std::int64_t sparse_mla_wgmma_ctas(const SparseMlaWgmmaParams& p) {
   const std::int64_t rows = p.num_heads * (p.kind == EntryKind::kUnion ? kGroupQueries : 1);
   return p.num_groups * ((rows + 63) / 64) * (p.split == EntrySplit::kCluster ? kClusterCtas : 1);
 }
+
+// How much workspace a launch on the current device has a use for: less than 18 MB on 132
+// multiprocessors, 0 where the pieces of work go round without a rest, or with too large a one.
+std::int64_t sparse_mla_wgmma_workspace(const SparseMlaWgmmaParams& params);
 
 // Checked params in, all pointers the device's. Allocates nothing and reads nothing back: it can be
 // captured in a graph.

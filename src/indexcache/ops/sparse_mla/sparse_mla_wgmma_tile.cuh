@@ -92,6 +92,19 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 // Barriers of the CTA by number (0 is __syncthreads).
 enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
 
+// How the pieces of work of a launch go round: CTA c, or cluster c, takes piece r * CTAs + c in round
+// r of `whole`. The `rest` pieces are cut into `parts`, each of which takes up the sums that the one
+// before has left in the workspace: part j of piece p of them is CTA j * rest + p's, so a CTA waits
+// for one of a lower number only. It does the last part at its end, and the others a round earlier
+// each, so that they are there in time.
+struct Rounds {
+  int whole, rest, parts;
+};
+
+struct Launch : SparseMlaWgmmaParams {
+  Rounds rounds;
+};
+
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
   int rows;                // of the tile's 64, or less than 1: nothing to do
@@ -100,18 +113,20 @@ struct Work {
   const std::int32_t* entries;
   int tile_begin, tile_end;  // of the entries' tiles of 64
   int entries_end;           // of those tiles
+  bool resumed, suspended;   // whether sums are taken up at the beginning, left at the end
 };
 
-// How many pieces of work a launch has; a CTA, or a cluster, takes every gridDim-th.
+// How many pieces of work a group has.
 template <EntryKind kKind>
 __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   const int rows = static_cast<int>(p.num_heads) * (kKind == EntryKind::kUnion ? kGroupQueries : 1);
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-// A piece of work: 64 rows of a group.
+// A piece of work: 64 rows of a group, or a part of it.
 struct Piece {
   int group, row_tile;
+  int part;  // below 0: the whole
 };
 
 // What has to be read of its group, none beyond the last.
@@ -131,9 +146,19 @@ __device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int gro
   return extent;
 }
 
+// A range of the tiles of a group's entries.
+struct Share {
+  int begin, end;
+};
+constexpr int kLeastPairs = 2;  // of a part of a piece
+__device__ inline Share share_of_part(int tiles, int part, int parts) {
+  const int pairs = (tiles + 1) / 2;
+  if (pairs < kLeastPairs * parts) return part + 1 == parts ? Share{0, tiles} : Share{0, 0};
+  return {2 * (pairs * part / parts), min(tiles, 2 * (pairs * (part + 1) / parts))};
+}
+
 template <EntrySplit kSplit>
-__device__ inline Work find_work(const SparseMlaWgmmaParams& p, Piece piece,
-                                 const GroupExtent& extent) {
+__device__ inline Work find_work(const Launch& p, Piece piece, const GroupExtent& extent) {
   const int heads = static_cast<int>(p.num_heads);
   Work w;
   w.row_in_group = piece.row_tile * kTileRows;
@@ -143,10 +168,19 @@ __device__ inline Work find_work(const SparseMlaWgmmaParams& p, Piece piece,
   w.entries = p.entries + piece.group * p.entry_stride;
   const int count = max(0, min(static_cast<int>(p.entry_stride), extent.count));
   const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
-  const int rank = kSplit == EntrySplit::kCluster ? cluster_rank() : 0;
-  constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
-  w.tile_begin = tiles * rank / kShares;
-  w.tile_end = tiles * (rank + 1) / kShares;
+  Share share = {0, tiles};
+  w.resumed = w.suspended = false;
+  if constexpr (kSplit == EntrySplit::kCluster) {
+    const int rank = cluster_rank();
+    share = {tiles * rank / kClusterCtas, tiles * (rank + 1) / kClusterCtas};
+  } else if (piece.part >= 0) {
+    share = share_of_part(tiles, piece.part, p.rounds.parts);
+    w.resumed = share.begin > 0;
+    w.suspended = share.begin < share.end && share.end < tiles;
+    if (share.begin == share.end && piece.part + 1 < p.rounds.parts) w.rows = 0;
+  }
+  w.tile_begin = share.begin;
+  w.tile_end = share.end;
   w.entries_end = min(count, w.tile_end * kTileKeys);
   return w;
 }
@@ -156,23 +190,15 @@ template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
   static constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
 
-  __device__ explicit Walk(const SparseMlaWgmmaParams& params)
-      : p(params),
-        row_tiles(device::row_tiles<kKind>(params)),
-        step{static_cast<int>(gridDim.x / kShares) / row_tiles,
-             static_cast<int>(gridDim.x / kShares) % row_tiles},
-        next{static_cast<int>(blockIdx.x / kShares) / row_tiles,
-             static_cast<int>(blockIdx.x / kShares) % row_tiles},
-        extent(read_extent<kKind>(p, next.group)) {}
+  __device__ explicit Walk(const Launch& launch) : p(launch) { look_ahead(); }
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    if (next.group >= p.num_groups) return false;
+    const int cta = static_cast<int>(blockIdx.x) / kShares;
+    if (turn == p.rounds.whole + (cta < p.rounds.rest * p.rounds.parts)) return false;
     work = find_work<kSplit>(p, next, extent);
-    next.group += step.group;
-    next.row_tile += step.row_tile;
-    if (next.row_tile >= row_tiles) next.row_tile -= row_tiles, ++next.group;
-    if (kSplit == EntrySplit::kWhole) extent = read_extent<kKind>(p, next.group);
+    ++turn;
+    if (kSplit == EntrySplit::kWhole) look_ahead();
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -186,14 +212,38 @@ struct Walk {
     }
     return true;
   }
+  // What comes in turn, and its extent, so that nobody waits for it.
+  __device__ void look_ahead() {
+    const int ctas = static_cast<int>(gridDim.x) / kShares,
+              cta = static_cast<int>(blockIdx.x) / kShares;
+    int round = turn;
+    next.part = -1;
+    int index = cta;
+    if (cta < p.rounds.rest * p.rounds.parts) {
+      const int part = cta / p.rounds.rest,
+                part_turn = p.rounds.whole - (p.rounds.parts - 1 - part);
+      if (turn == part_turn) {
+        round = p.rounds.whole;
+        index = cta - part * p.rounds.rest;
+        next.part = part;
+      } else if (turn > part_turn) {
+        --round;
+      }
+    }
+    index += round * ctas;
+    const int tiles = row_tiles<kKind>(p);
+    next.group = index / tiles;
+    next.row_tile = index - next.group * tiles;
+    extent = read_extent<kKind>(p, next.group);
+  }
 
   // Whether the pair has its second tile.
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
-  const SparseMlaWgmmaParams& p;
-  int row_tiles;  // of a group
-  Piece step, next;
-  GroupExtent extent;  // of `next`, so that nobody waits for it; a cluster has one work
+  const Launch& p;
+  int turn = 0;
+  Piece next;
+  GroupExtent extent;  // of `next`
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
