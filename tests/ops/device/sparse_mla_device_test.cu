@@ -181,7 +181,7 @@ void test_workspace() {
   require_cuda(cudaDeviceGetAttribute(&ctas, cudaDevAttrMultiProcessorCount, 0), "workspace");
   for_each_path([=](LatentProblem p) {
     if (p.split != EntrySplit::kWhole) return;
-    for (const int rest : {1, ctas / 3, ctas / 2}) {
+    for (const int rest : {1, ctas / 3, 2 * ctas / 5, 3 * ctas / 4}) {
       p.queries = (p.kind == EntryKind::kUnion ? kGroupQueries : 1) * (3 * ctas + rest);
       p.heads = 20, p.keys = 1000, p.top_k = 800;
       p.name = "workspace, " + describe(p);

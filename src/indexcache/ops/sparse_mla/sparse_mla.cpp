@@ -85,7 +85,10 @@ SparseMlaResult sparse_mla(const at::Tensor& q, const at::Tensor& kv, const at::
 #ifdef INDEXCACHE_CUDA
   if (q.is_cuda()) {
     const c10::DeviceGuard guard(q.device());
-    if (const auto wgmma = wgmma_params(params)) {
+    if (auto wgmma = wgmma_params(params)) {
+      const at::Tensor workspace =
+          at::empty({sparse_mla_wgmma_workspace(*wgmma)}, q.options().dtype(at::kByte));
+      wgmma->workspace = workspace.mutable_data_ptr();
       sparse_mla_wgmma_cuda(*wgmma, current_stream(q.device()));
     } else {
       sparse_mla_simt_cuda(params, current_stream(q.device()));

@@ -258,6 +258,9 @@ SparseMlaResult on_cuda(const at::Tensor& q, const LatentCache& cache,
     expanded = expand(cache, params.kv, requests, stream);
     params.kv = expanded.store;
   }
+  const at::Tensor workspace =
+      at::empty({sparse_mla_wgmma_workspace(params)}, q.options().dtype(at::kByte));
+  params.workspace = workspace.mutable_data_ptr();
   sparse_mla_wgmma_cuda(params, stream);
   return result;
 }

@@ -61,7 +61,7 @@ template <EntryKind kKind, EntrySplit kSplit>
 __device__ inline void convert(const Launch& p, Shared& shared) {
   const int thread = threadIdx.x % kWarpgroup, lane = thread % kRowLanes,
             first = thread / kRowLanes;
-  Walk<kKind, kSplit> walk(p);
+  Walk<kKind, kSplit> walk(p, shared);
   for (int n = 0; walk.next_pair(); ++n) {
 #pragma unroll 1
     for (int i = 0; i < kPairParts; ++i) {

@@ -147,7 +147,7 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  Walk<kKind, kSplit> walk(p);
+  Walk<kKind, kSplit> walk(p, shared);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
@@ -226,7 +226,7 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  Walk<kKind, kSplit> walk(p);
+  Walk<kKind, kSplit> walk(p, shared);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
@@ -275,8 +275,8 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
   }
 }
 
-template <LatentFormat kFormat>
-__device__ inline void prepare(Shared& shared) {
+template <LatentFormat kFormat, EntrySplit kSplit>
+__device__ inline void prepare(const Launch& p, Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
       const TilePart t = part_in_order(i);
@@ -289,6 +289,8 @@ __device__ inline void prepare(Shared& shared) {
     mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
+  if (kSplit == EntrySplit::kWhole && threadIdx.x == kWarpgroup)
+    shared.rest = rest_of(p.rounds, static_cast<int>(blockIdx.x));
   if (threadIdx.x < 2 * 4 * 2) (&shared.masks[0][0][0])[threadIdx.x] = 0;
   __syncthreads();
 }
@@ -305,7 +307,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
-  prepare<kFormat>(shared);
+  prepare<kFormat, kSplit>(p, shared);
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();
@@ -326,7 +328,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
       }
   }
   if constexpr (kSplit == EntrySplit::kCluster) {
-    Walk<kKind, kSplit> walk(p);
+    Walk<kKind, kSplit> walk(p, shared);
     walk.next_work();
     combine_cluster<kThreads<kFormat> / kWarpgroup>(p, walk.work, shared);
   }
@@ -339,12 +341,18 @@ int multiprocessors() {
   return count;
 }
 
-constexpr int kMostParts = 4;
-Rounds rounds_of(std::int64_t pieces, std::int64_t ctas, bool may_cut) {
-  Rounds r = {static_cast<int>(pieces / ctas), static_cast<int>(pieces % ctas), 1};
-  if (may_cut && r.rest > 0)
-    r.parts = std::min({static_cast<int>(ctas) / r.rest, r.whole + 1, kMostParts});
-  return r;
+Rounds rounds_of_launch(const SparseMlaWgmmaParams& p, bool may_cut) {
+  const std::int64_t pieces = sparse_mla_wgmma_ctas(p);
+  // Cuts are computed in 32 bits.
+  const bool countable = p.entry_stride < std::int64_t{1} << 26;
+  return rounds_of(pieces, std::min<std::int64_t>(pieces, multiprocessors()), may_cut && countable);
+}
+
+void clear_flags(const Launch& p, CUstream_st* stream) {
+  const std::int64_t halves = suspended_halves(p.rounds);
+  if (halves == 0) return;
+  void* flags = static_cast<unsigned char*>(p.workspace) + halves * kLeftBytes;
+  check_cuda(cudaMemsetAsync(flags, 0, halves * sizeof(std::uint32_t), stream), "sparse_mla");
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -353,18 +361,12 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(sizeof(Shared))),
              "sparse_mla");
+  Launch all = {p, {1, 0, 0}};
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
-  Launch all = {p, {1, 0, 1}};
   if (kSplit == EntrySplit::kWhole) {
-    const std::int64_t pieces = ctas;
+    all.rounds = rounds_of_launch(p, p.workspace != nullptr);
     ctas = std::min<std::int64_t>(ctas, multiprocessors());
-    all.rounds = rounds_of(pieces, ctas, p.workspace != nullptr);
-    const std::int64_t halves = suspended_halves(all.rounds);
-    if (halves > 0) {
-      check_cuda(cudaMemsetAsync(static_cast<unsigned char*>(p.workspace) + halves * kLeftBytes, 0,
-                                 halves * sizeof(std::uint32_t), stream),
-                 "sparse_mla");
-    }
+    clear_flags(all, stream);
   }
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -407,11 +409,9 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
 }  // namespace device
 
 std::int64_t sparse_mla_wgmma_workspace(const SparseMlaWgmmaParams& p) {
-  const std::int64_t pieces = sparse_mla_wgmma_ctas(p);
-  if (p.split != EntrySplit::kWhole || pieces == 0) return 0;
-  const std::int64_t halves = device::suspended_halves(
-      device::rounds_of(pieces, std::min<std::int64_t>(pieces, device::multiprocessors()), true));
-  return halves * (device::kLeftBytes + sizeof(std::uint32_t));
+  if (p.split != EntrySplit::kWhole || p.num_groups == 0) return 0;
+  return device::suspended_halves(device::rounds_of_launch(p, true)) *
+         (device::kLeftBytes + std::int64_t{sizeof(std::uint32_t)});
 }
 
 void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {

@@ -158,7 +158,7 @@ __device__ inline void gather(const Launch& p, const CUtensorMap& q, Shared& sha
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
   auto& landed = kFormat == LatentFormat::kE4M3 ? shared.raw : shared.full;
   const std::uint64_t policy = keep_in_l2();
-  Walk<kKind, kSplit> walk(p);
+  Walk<kKind, kSplit> walk(p, shared);
   bool more = walk.next_pair();
   KeyFinder<kKind, kSplit> finder(walk, more);
   if (more) load_queries(q, walk.work, shared, 0);

@@ -90,7 +90,7 @@ __device__ inline void write_zeros(const SparseMlaWgmmaParams& p, const Work& w,
 constexpr int kLeftRows = 34;
 constexpr std::int64_t kLeftBytes = kLeftRows * kWarpgroup * 16;
 __host__ __device__ constexpr std::int64_t suspended_halves(const Rounds& r) {
-  return std::int64_t{2} * r.rest * (r.parts - 1);
+  return r.cutters > r.rest ? 2 * std::int64_t{r.cutters} : 0;
 }
 __device__ inline std::uint32_t* left_flag(const Launch& p, int cta, int half) {
   auto* flags = static_cast<unsigned char*>(p.workspace) + suspended_halves(p.rounds) * kLeftBytes;
@@ -122,7 +122,7 @@ __device__ inline void suspend(const Launch& p, const RowState& state, const flo
 __device__ inline void resume(const Launch& p, RowState& state, float (&o)[128], int half,
                               int thread) {
   asm volatile("" : "+r"(thread));
-  const int cta = static_cast<int>(blockIdx.x) - p.rounds.rest;
+  const int cta = static_cast<int>(blockIdx.x) - 1;
   while (load_acquire(left_flag(p, cta, half)) == 0) {
   }
   const float4* from = left_row(p, cta, half, thread);

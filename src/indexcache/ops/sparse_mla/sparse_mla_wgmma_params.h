@@ -47,8 +47,9 @@ struct SparseMlaWgmmaParams {
   void* out = nullptr;      // [M, h, 512] bf16, a multiple of 16
   float* lse = nullptr;     // [M, h]
 
-  // kWhole: sparse_mla_wgmma_workspace() bytes, a multiple of 16, of one launch at a time, with
-  // anything in them; or null. It changes the time alone.
+  // kWhole: sparse_mla_wgmma_workspace() bytes, a multiple of 16, for one launch at a time, with
+  // anything in them; or null. Changes the time alone: pieces of work that would be a round for a few
+  // CTAs are cut, and sums handed on from CTA to CTA in it.
   void* workspace = nullptr;
 };
 
@@ -62,8 +63,8 @@ inline std::int64_t sparse_mla_wgmma_ctas(const SparseMlaWgmmaParams& p) {
   return p.num_groups * ((rows + 63) / 64) * (p.split == EntrySplit::kCluster ? kClusterCtas : 1);
 }
 
-// How much workspace a launch on the current device has a use for: less than 18 MB on 132
-// multiprocessors, 0 where the pieces of work go round without a rest, or with too large a one.
+// How much workspace a launch on the current device has a use for: 139264 bytes and two flags a
+// multiprocessor, or 0.
 std::int64_t sparse_mla_wgmma_workspace(const SparseMlaWgmmaParams& params);
 
 // Checked params in, all pointers the device's. Allocates nothing and reads nothing back: it can be

@@ -9,6 +9,7 @@
 #include "indexcache/kernels/mbarrier.cuh"
 #include "indexcache/kernels/union_entry.h"
 #include "indexcache/kernels/wgmma_bf16.cuh"
+#include "indexcache/ops/sparse_mla/sparse_mla_rounds.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 
 namespace indexcache::device {
@@ -44,6 +45,11 @@ __device__ constexpr TilePart part_in_order(int i) {
   return {i / 2, i % 2 == 0 ? kLeftPart : kRightPart};
 }
 
+// A launch's arguments, and how its pieces of work go round.
+struct Launch : SparseMlaWgmmaParams {
+  Rounds rounds;
+};
+
 // What a row's part of a sum is against, in a cluster.
 struct PartRows {
   float origin[kTileRows], sum[kTileRows];
@@ -71,6 +77,7 @@ struct alignas(1024) Shared {
   std::uint64_t full[2][kParts], empty[2][kParts];
   std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
   std::uint64_t q_full, q_empty;
+  CtaRest rest;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
 
@@ -92,19 +99,6 @@ __device__ inline bool selects(const std::uint32_t (&mask)[2], int key) {
 // Barriers of the CTA by number (0 is __syncthreads).
 enum BarrierId { kLeftWeights = 1, kRightWeights, kLeft, kRight, kBoth };
 
-// How the pieces of work of a launch go round: CTA c, or cluster c, takes piece r * CTAs + c in round
-// r of `whole`. The `rest` pieces are cut into `parts`, each of which takes up the sums that the one
-// before has left in the workspace: part j of piece p of them is CTA j * rest + p's, so a CTA waits
-// for one of a lower number only. It does the last part at its end, and the others a round earlier
-// each, so that they are there in time.
-struct Rounds {
-  int whole, rest, parts;
-};
-
-struct Launch : SparseMlaWgmmaParams {
-  Rounds rounds;
-};
-
 struct Work {
   std::int64_t first_row;  // in q's M * h rows
   int rows;                // of the tile's 64, or less than 1: nothing to do
@@ -113,7 +107,7 @@ struct Work {
   const std::int32_t* entries;
   int tile_begin, tile_end;  // of the entries' tiles of 64
   int entries_end;           // of those tiles
-  bool resumed, suspended;   // whether sums are taken up at the beginning, left at the end
+  bool resumed, suspended;   // whether it goes on with a CTA's sums, leaves its own
 };
 
 // How many pieces of work a group has.
@@ -123,10 +117,9 @@ __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   return (rows + kTileRows - 1) / kTileRows;
 }
 
-// A piece of work: 64 rows of a group, or a part of it.
+// A piece of work: 64 rows of a group.
 struct Piece {
   int group, row_tile;
-  int part;  // below 0: the whole
 };
 
 // What has to be read of its group, none beyond the last.
@@ -146,19 +139,9 @@ __device__ inline GroupExtent read_extent(const SparseMlaWgmmaParams& p, int gro
   return extent;
 }
 
-// A range of the tiles of a group's entries.
-struct Share {
-  int begin, end;
-};
-constexpr int kLeastPairs = 2;  // of a part of a piece
-__device__ inline Share share_of_part(int tiles, int part, int parts) {
-  const int pairs = (tiles + 1) / 2;
-  if (pairs < kLeastPairs * parts) return part + 1 == parts ? Share{0, tiles} : Share{0, 0};
-  return {2 * (pairs * part / parts), min(tiles, 2 * (pairs * (part + 1) / parts))};
-}
-
 template <EntrySplit kSplit>
-__device__ inline Work find_work(const Launch& p, Piece piece, const GroupExtent& extent) {
+__device__ inline Work find_work(const Launch& p, Piece piece, const GroupExtent& extent,
+                                 const RestPart* rest) {
   const int heads = static_cast<int>(p.num_heads);
   Work w;
   w.row_in_group = piece.row_tile * kTileRows;
@@ -168,19 +151,22 @@ __device__ inline Work find_work(const Launch& p, Piece piece, const GroupExtent
   w.entries = p.entries + piece.group * p.entry_stride;
   const int count = max(0, min(static_cast<int>(p.entry_stride), extent.count));
   const int tiles = w.rows > 0 ? (count + kTileKeys - 1) / kTileKeys : 0;
-  Share share = {0, tiles};
+  w.tile_begin = 0;
+  w.tile_end = tiles;
   w.resumed = w.suspended = false;
   if constexpr (kSplit == EntrySplit::kCluster) {
     const int rank = cluster_rank();
-    share = {tiles * rank / kClusterCtas, tiles * (rank + 1) / kClusterCtas};
-  } else if (piece.part >= 0) {
-    share = share_of_part(tiles, piece.part, p.rounds.parts);
-    w.resumed = share.begin > 0;
-    w.suspended = share.begin < share.end && share.end < tiles;
-    if (share.begin == share.end && piece.part + 1 < p.rounds.parts) w.rows = 0;
+    w.tile_begin = tiles * rank / kClusterCtas;
+    w.tile_end = tiles * (rank + 1) / kClusterCtas;
+  } else if (rest) {
+    const int pairs = (tiles + 1) / 2;
+    w.tile_begin = 2 * cut_of(p.rounds, pairs, rest->begin);
+    w.tile_end = min(tiles, 2 * cut_of(p.rounds, pairs, rest->end));
+    const bool any = w.tile_begin < w.tile_end;
+    w.resumed = any && w.tile_begin > 0;
+    w.suspended = any && w.tile_end < tiles;
+    if (!any && (tiles > 0 || rest->end < p.rounds.cutters)) w.rows = 0;  // others do it
   }
-  w.tile_begin = share.begin;
-  w.tile_end = share.end;
   w.entries_end = min(count, w.tile_end * kTileKeys);
   return w;
 }
@@ -190,13 +176,14 @@ template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
   static constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
 
-  __device__ explicit Walk(const Launch& launch) : p(launch) { look_ahead(); }
+  __device__ Walk(const Launch& launch, const Shared& shared) : p(launch), shared(shared) {
+    look_ahead();
+  }
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    const int cta = static_cast<int>(blockIdx.x) / kShares;
-    if (turn == p.rounds.whole + (cta < p.rounds.rest * p.rounds.parts)) return false;
-    work = find_work<kSplit>(p, next, extent);
+    if (turn == (kSplit == EntrySplit::kWhole ? shared.rest.works : 1)) return false;
+    work = find_work<kSplit>(p, next, extent, rest < 0 ? nullptr : &shared.rest.parts[rest]);
     ++turn;
     if (kSplit == EntrySplit::kWhole) look_ahead();
     return true;
@@ -214,23 +201,14 @@ struct Walk {
   }
   // What comes in turn, and its extent, so that nobody waits for it.
   __device__ void look_ahead() {
-    const int ctas = static_cast<int>(gridDim.x) / kShares,
-              cta = static_cast<int>(blockIdx.x) / kShares;
-    int round = turn;
-    next.part = -1;
-    int index = cta;
-    if (cta < p.rounds.rest * p.rounds.parts) {
-      const int part = cta / p.rounds.rest,
-                part_turn = p.rounds.whole - (p.rounds.parts - 1 - part);
-      if (turn == part_turn) {
-        round = p.rounds.whole;
-        index = cta - part * p.rounds.rest;
-        next.part = part;
-      } else if (turn > part_turn) {
-        --round;
-      }
+    int index = static_cast<int>(blockIdx.x) / kShares;
+    if constexpr (kSplit == EntrySplit::kWhole) {
+      const int first = shared.rest.parts[0].turn, second = shared.rest.parts[1].turn;
+      int round = turn - (turn > first) - (turn > second);
+      rest = turn == first ? 0 : turn == second ? 1 : -1;
+      if (rest >= 0) round = p.rounds.whole, index = shared.rest.parts[rest].piece;
+      index += round * static_cast<int>(gridDim.x);
     }
-    index += round * ctas;
     const int tiles = row_tiles<kKind>(p);
     next.group = index / tiles;
     next.row_tile = index - next.group * tiles;
@@ -241,8 +219,10 @@ struct Walk {
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const Launch& p;
+  const Shared& shared;
   int turn = 0;
   Piece next;
+  int rest = -1;       // which part of the rest that is; below 0: all of a piece
   GroupExtent extent;  // of `next`
   Work work = {};
   int tile = 0;         // the pair's first
