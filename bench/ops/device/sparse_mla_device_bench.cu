@@ -348,6 +348,10 @@ int main(int argc, char** argv) {
         add_decode(suite, pages, heads, batch, EntrySplit::kCluster, b);
       add_decode(suite, pages, heads, 128, EntrySplit::kWhole, b);
     }
+    for (const int batch : {32, 64, 96}) {  // from how many on a CTA for each is faster
+      for (const EntrySplit split : {EntrySplit::kCluster, EntrySplit::kWhole})
+        add_decode(suite, pages, 64, batch, split, b);
+    }
   }
   suite.run();
 }
