@@ -12,6 +12,7 @@
 // While 1 makes its weights, the products with tile 0's run. A CTA takes one piece of work after the
 // other, so that the gather of the next overlaps the end of the last; a cluster takes one.
 #include <algorithm>
+#include <atomic>
 
 #include "indexcache/kernels/cuda_launch.cuh"
 #include "indexcache/kernels/register_share.cuh"
@@ -117,14 +118,11 @@ __device__ inline void take_origin(float (&rescale)[2], RowState& state, const S
 // Sums of all tiles to out and lse, or, in a cluster, to where its CTAs read them.
 template <EntrySplit kSplit>
 __device__ inline void finish_work(const Launch& p, const Work& w, Shared& shared, RowState& state,
-                                   const float (&o)[128], int half, int thread) {
+                                   const float (&o)[128], int half, int thread, int turn) {
   const bool any = w.tile_begin < w.tile_end;
-  if (kSplit == EntrySplit::kWhole && w.suspended) {
-    release(&shared.empty[1][half == 0 ? kLeftPart : kRightPart]);
-    suspend(p, state, o, half, thread);
-    return;
-  }
-  if (any) join_rows(state, shared, half, thread);
+  if (kSplit == EntrySplit::kWhole && w.suspended) [[unlikely]]
+    return suspend(p, state, o, half, thread);
+  if (any) join_rows(state, shared, half, thread, turn);
   if constexpr (kSplit == EntrySplit::kCluster) {
     store_part(o, shared, half, thread);
     if (half == 0) store_rows(state, shared, thread);
@@ -133,9 +131,7 @@ __device__ inline void finish_work(const Launch& p, const Work& w, Shared& share
                              state.any[1] ? 1 / state.sum[1] : 0};
     if (half == 1) write_lse(p, w, state, thread);  // the other has more to do
     if (any) {
-      const auto part = half == 0 ? kLeftPart : kRightPart;
-      write_half(p, w, o, factor, values_of(shared, {1, part}), &shared.empty[1][part], half,
-                 thread);
+      write_half(p, w, o, factor, shared, half, thread);
     } else {
       write_zeros(p, w, half, thread);
     }
@@ -153,7 +149,8 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {};
-    if (kSplit == EntrySplit::kWhole && w.resumed) resume(p, state, o, 0, thread);
+    if (kSplit == EntrySplit::kWhole && w.resumed) [[unlikely]]
+      resume(p, state, o, 0, thread);
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     for (int tile = w.tile_begin; tile < w.tile_end; tile += 2, ++n) {
       float s[32], rescale[2];
@@ -192,13 +189,12 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
-        // Tile 1's room is not given back twice before the gather has seen it, and the other warpgroup
-        // has read what this one left of the work before: it gave back its part of that room.
+        // Tile 1's room is not given back twice before the gather has seen it.
         mbarrier_wait(&shared.full[1][kRightPart], n & 1);
       }
-      if (tile + 2 < w.tile_end) release(&shared.empty[1][kLeftPart]);
+      release(&shared.empty[1][kLeftPart]);
     }
-    finish_work<kSplit>(p, w, shared, state, o, 0, thread);
+    finish_work<kSplit>(p, w, shared, state, o, 0, thread, works & 1);
   }
 }
 
@@ -232,7 +228,8 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
     const RowQueries rows = row_queries(w, static_cast<int>(p.num_heads), thread);
     RowState state;
     float o[128] = {};
-    if (kSplit == EntrySplit::kWhole && w.resumed) resume(p, state, o, 1, thread);
+    if (kSplit == EntrySplit::kWhole && w.resumed) [[unlikely]]
+      resume(p, state, o, 1, thread);
     if (w.tile_begin < w.tile_end) mbarrier_wait(&shared.q_full, works++ & 1);
     int tile = w.tile_begin;
     for (; tile + 1 < w.tile_end; tile += 2, ++n) {
@@ -261,7 +258,7 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
       begin_values<kFormat>(o, weights, right_values(shared, 1));
       wgmma_wait<0>();
       wgmma_pin(o);
-      if (tile + 2 < w.tile_end) release(&shared.empty[1][kRightPart]);
+      release(&shared.empty[1][kRightPart]);
     }
     if (tile < w.tile_end) {  // without a tile 1
       mbarrier_wait(&shared.full[1][kRightPart], n++ & 1);
@@ -270,12 +267,13 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kRightPart]);
+      release(&shared.empty[1][kRightPart]);
     }
-    finish_work<kSplit>(p, w, shared, state, o, 1, thread);
+    finish_work<kSplit>(p, w, shared, state, o, 1, thread, works & 1);
   }
 }
 
-template <LatentFormat kFormat, EntrySplit kSplit>
+template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
 __device__ inline void prepare(const Launch& p, Shared& shared) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kPairParts; ++i) {
@@ -289,8 +287,7 @@ __device__ inline void prepare(const Launch& p, Shared& shared) {
     mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
-  if (kSplit == EntrySplit::kWhole && threadIdx.x == kWarpgroup)
-    shared.rest = rest_of(p.rounds, static_cast<int>(blockIdx.x));
+  if (threadIdx.x == kWarpgroup) find_course<kKind, kSplit>(p, shared.course);
   if (threadIdx.x < 2 * 4 * 2) (&shared.masks[0][0][0])[threadIdx.x] = 0;
   __syncthreads();
 }
@@ -307,7 +304,7 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
-  prepare<kFormat, kSplit>(p, shared);
+  prepare<kKind, kFormat, kSplit>(p, shared);
   switch (threadIdx.x / kWarpgroup) {
     case 0:
       take_registers<kAttendRegisters>();
@@ -348,11 +345,10 @@ Rounds rounds_of_launch(const SparseMlaWgmmaParams& p, bool may_cut) {
   return rounds_of(pieces, std::min<std::int64_t>(pieces, multiprocessors()), may_cut && countable);
 }
 
-void clear_flags(const Launch& p, CUstream_st* stream) {
-  const std::int64_t halves = suspended_halves(p.rounds);
-  if (halves == 0) return;
-  void* flags = static_cast<unsigned char*>(p.workspace) + halves * kLeftBytes;
-  check_cuda(cudaMemsetAsync(flags, 0, halves * sizeof(std::uint32_t), stream), "sparse_mla");
+// What no memory holds by chance, and no launch before has left.
+std::uint64_t next_mark() {
+  static std::atomic<std::uint64_t> launches = 0;
+  return ++launches * 0x9E3779B97F4A7C15 ^ 0xD1B54A32D192ED03;
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -361,12 +357,12 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(sizeof(Shared))),
              "sparse_mla");
-  Launch all = {p, {1, 0, 0}};
+  Launch all = {p, {1, 0, 0}, 0};
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
   if (kSplit == EntrySplit::kWhole) {
     all.rounds = rounds_of_launch(p, p.workspace != nullptr);
     ctas = std::min<std::int64_t>(ctas, multiprocessors());
-    clear_flags(all, stream);
+    all.mark = next_mark();
   }
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -411,7 +407,7 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
 std::int64_t sparse_mla_wgmma_workspace(const SparseMlaWgmmaParams& p) {
   if (p.split != EntrySplit::kWhole || p.num_groups == 0) return 0;
   return device::suspended_halves(device::rounds_of_launch(p, true)) *
-         (device::kLeftBytes + std::int64_t{sizeof(std::uint32_t)});
+         (device::kLeftBytes + std::int64_t{sizeof(std::uint64_t)});
 }
 
 void sparse_mla_wgmma_cuda(const SparseMlaWgmmaParams& p, CUstream_st* stream) {

@@ -9,21 +9,22 @@ namespace indexcache::device {
 
 constexpr float kLn2 = 0.693147180559945f;
 
-// The row's sum over the four threads that share it and both warpgroups, `half` being this one.
-__device__ inline void join_rows(RowState& state, Shared& shared, int half, int thread) {
+// The row's sum over the four threads that share it and both warpgroups, `half` being this one. `turn`
+// alternates: the other may not yet have read what was left here the last time.
+__device__ inline void join_rows(RowState& state, Shared& shared, int half, int thread, int turn) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 1);
     state.sum[i] += __shfl_xor_sync(0xFFFFFFFF, state.sum[i], 2);
     if (thread % 4 != 0) continue;
-    shared.sum[half][row_of(thread, i)] = state.sum[i];
-    shared.any[half][row_of(thread, i)] = state.any[i];
+    shared.sum[turn][half][row_of(thread, i)] = state.sum[i];
+    shared.any[turn][half][row_of(thread, i)] = state.any[i];
   }
   barrier_sync(kBoth, 2 * kWarpgroup);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    state.sum[i] += shared.sum[1 - half][row_of(thread, i)];
-    state.any[i] |= shared.any[1 - half][row_of(thread, i)];
+    state.sum[i] += shared.sum[turn][1 - half][row_of(thread, i)];
+    state.any[i] |= shared.any[turn][1 - half][row_of(thread, i)];
   }
 }
 
@@ -37,40 +38,40 @@ __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
   }
 }
 
-// One warpgroup's 256 columns of out, by way of shared memory: each warp's 16 rows take the place of
-// the values that the warpgroup needed last, whose `empty` is told when they have been read back, a
-// row of 512 bytes by one instruction. Nobody else reads there any more.
+// One warpgroup's 256 columns of out, by way of the room of tile 1's weights, which nobody needs until the
+// other warpgroup has come here, too: 1024 bytes a warp, its 16 rows of 32 columns. So the tiles' room
+// is the gather's in the meantime.
 __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
-                                  const float (&o)[128], const float (&factor)[2],
-                                  const unsigned char* place, std::uint64_t* empty, int half,
-                                  int thread) {
+                                  const float (&o)[128], const float (&factor)[2], Shared& shared,
+                                  int half, int thread) {
   asm volatile("" : "+r"(thread));  // no address of here is worth a register in the loop over tiles
-  const int lane = thread % 32, first = thread / 32 * 16;
-  const std::uint32_t staged = shared_address(place);
+  const int lane = thread % 32, warp = thread / 32;
+  const std::uint32_t staged = shared_address(shared.weights) + (4 * half + warp) * 1024;
+  // Chunks of 16 bytes, so that eight rows of one, and all of four, reach all banks.
+  const auto place = [](int row, int chunk) { return row * 64 + ((chunk ^ row / 2 % 4) << 4); };
+  const std::uint32_t to = staged + place(lane % 16, lane / 16),
+                      from = staged + place(lane / 4, lane % 4);
+  auto* out = static_cast<unsigned char*>(p.out) + (w.first_row + 16 * warp + lane / 4) * 1024 +
+              half * 512 + lane % 4 * 16;
+  const bool writes[2] = {16 * warp + lane / 4 < w.rows, 16 * warp + lane / 4 + 8 < w.rows};
 #pragma unroll
-  for (int j = 0; j < 32; j += 2) {
-    std::uint32_t words[4];
+  for (int j = 0; j < 32; j += 4) {
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const int at = 4 * (j + m / 2) + 2 * (m % 2);
-      words[m] = pack_bf16(o[at] * factor[m % 2], o[at + 1] * factor[m % 2]);
+    for (int m = 0; m < 4; m += 2) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = 4 * (j + m + i / 2) + 2 * (i % 2);
+        words[i] = pack_bf16(o[at] * factor[i % 2], o[at + 1] * factor[i % 2]);
+      }
+      store_matrices(to ^ m << 4, words);
     }
-    store_matrices(
-        staged + j / 8 * kBlockBytes + swizzled_offset(first + lane % 16, j % 8 + lane / 16),
-        words);
-  }
-  __syncwarp();
-  auto* out = static_cast<unsigned char*>(p.out) + w.first_row * 1024 + half * 512 + lane * 16;
-  constexpr int kAtOnce = 8;
-  for (int row = first; row < first + 16; row += kAtOnce) {
-    uint4 values[kAtOnce];
+    __syncwarp();
+    const uint4 values[2] = {load_16(from), load_16(from + 8 * 64)};
+    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      values[i] = load_16(staged + lane / 8 * kBlockBytes + swizzled_offset(row + i, lane % 8));
-    if (row + kAtOnce == first + 16) release(empty);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (row + i < w.rows) *reinterpret_cast<uint4*>(out + (row + i) * 1024) = values[i];
+    for (int i = 0; i < 2; ++i) {
+      if (writes[i]) *reinterpret_cast<uint4*>(out + i * 8 * 1024 + j * 16) = values[i];
     }
   }
 }
@@ -86,19 +87,20 @@ __device__ inline void write_zeros(const SparseMlaWgmmaParams& p, const Work& w,
 }
 
 // What a warpgroup of a CTA leaves in the workspace, 16 bytes of each thread beside another: out so far
-// and what it is against. Then the flags of all of them, which are 0 when a launch begins.
+// and what it is against. Behind all of them a word for each, which is the launch's mark while something
+// is there to be taken.
 constexpr int kLeftRows = 34;
 constexpr std::int64_t kLeftBytes = kLeftRows * kWarpgroup * 16;
-__host__ __device__ constexpr std::int64_t suspended_halves(const Rounds& r) {
+inline std::int64_t suspended_halves(const Rounds& r) {
   return r.cutters > r.rest ? 2 * std::int64_t{r.cutters} : 0;
 }
-__device__ inline std::uint32_t* left_flag(const Launch& p, int cta, int half) {
-  auto* flags = static_cast<unsigned char*>(p.workspace) + suspended_halves(p.rounds) * kLeftBytes;
-  return reinterpret_cast<std::uint32_t*>(flags) + 2 * cta + half;
+__device__ inline std::uint64_t* left_mark(const Launch& p, int cta, int half) {
+  auto* marks = static_cast<unsigned char*>(p.workspace) + 2 * p.rounds.cutters * kLeftBytes;
+  return reinterpret_cast<std::uint64_t*>(marks) + 2 * cta + half;
 }
-__device__ inline float4* left_row(const Launch& p, int cta, int half, int thread) {
-  auto* half_of = static_cast<unsigned char*>(p.workspace) + (2 * cta + half) * kLeftBytes;
-  return reinterpret_cast<float4*>(half_of) + thread;
+__device__ inline float4* left_rows(const Launch& p, int cta, int half, int thread) {
+  auto* rows = static_cast<unsigned char*>(p.workspace) + (2 * cta + half) * kLeftBytes;
+  return reinterpret_cast<float4*>(rows) + thread;
 }
 
 // Leaves the sums of a work to the CTA that resumes it.
@@ -106,7 +108,7 @@ __device__ inline void suspend(const Launch& p, const RowState& state, const flo
                                int half, int thread) {
   asm volatile("" : "+r"(thread));  // as in write_half
   const int cta = static_cast<int>(blockIdx.x);
-  float4* to = left_row(p, cta, half, thread);
+  float4* to = left_rows(p, cta, half, thread);
 #pragma unroll
   for (int i = 0; i < 32; ++i)
     __stcg(to + i * kWarpgroup, make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]));
@@ -116,16 +118,21 @@ __device__ inline void suspend(const Launch& p, const RowState& state, const flo
          make_float4(state.any[0] ? 1.0f : 0.0f, state.any[1] ? 1.0f : 0.0f, 0, 0));
   __threadfence();
   barrier_sync(half == 0 ? kLeft : kRight, kWarpgroup);
-  if (thread == 0) store_release(left_flag(p, cta, half), 1);
+  if (thread == 0) store_release(left_mark(p, cta, half), p.mark);
 }
 
 __device__ inline void resume(const Launch& p, RowState& state, float (&o)[128], int half,
                               int thread) {
   asm volatile("" : "+r"(thread));
   const int cta = static_cast<int>(blockIdx.x) - 1;
-  while (load_acquire(left_flag(p, cta, half)) == 0) {
+  if (thread == 0) {
+    std::uint64_t* mark = left_mark(p, cta, half);
+    while (load_acquire(mark) != p.mark) {
+    }
+    *mark = 0;  // a graph's next launch has the same mark
   }
-  const float4* from = left_row(p, cta, half, thread);
+  barrier_sync(half == 0 ? kLeft : kRight, kWarpgroup);
+  const float4* from = left_rows(p, cta, half, thread);
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
     const float4 v = __ldcg(from + i * kWarpgroup);

@@ -66,26 +66,14 @@ __device__ inline std::uint32_t selected_columns(const std::uint32_t (&masks)[4]
   return bits;
 }
 
-// The top bit of byte `byte` 32 times. (__byte_perm takes no selectors that spread a sign.)
-__device__ inline std::uint32_t spread_top_bit(std::uint32_t word, int byte) {
-  std::uint32_t all;
-  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(all) : "r"(word), "r"(0x8888 + 0x1111 * byte));
-  return all;
-}
-
-// Logits of unselected keys to -inf.
+// Logits of unselected keys to -inf. Written so that the compiler makes predicates of several bits by
+// one instruction.
 __device__ inline void mask_logits(float (&s)[32], std::uint32_t selected) {
   if (!__any_sync(0xFFFFFFFF, selected != 0xFFFFFFFF)) return;
 #pragma unroll
-  for (int shift = 0; shift < 8; ++shift) {
-    const std::uint32_t tops = selected << shift;  // four bits, each the top one of a byte
-#pragma unroll
-    for (int byte = 0; byte < 4; ++byte) {
-      const std::uint32_t all = spread_top_bit(tops, byte);
-      const int bit = 8 * byte + 7 - shift, column = bit % 16;
-      float& logit = s[4 * (column / 2) + 2 * (bit / 16) + column % 2];
-      logit = __uint_as_float((__float_as_uint(logit) & all) | (0xFF800000u & ~all));
-    }
+  for (int bit = 0; bit < 32; ++bit) {
+    float& logit = s[4 * (bit % 16 / 2) + 2 * (bit / 16) + bit % 2];
+    logit = selected & 1u << bit ? logit : -INFINITY;
   }
 }
 

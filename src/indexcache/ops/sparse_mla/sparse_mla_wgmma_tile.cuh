@@ -48,6 +48,19 @@ __device__ constexpr TilePart part_in_order(int i) {
 // A launch's arguments, and how its pieces of work go round.
 struct Launch : SparseMlaWgmmaParams {
   Rounds rounds;
+  std::uint64_t mark;  // what tells a CTA that another has left its sums
+};
+
+// A piece of work: 64 rows of a group.
+struct Piece {
+  int group, row_tile;
+};
+
+// The way of a CTA, or a cluster, through the pieces.
+struct Course {
+  Piece first, step;  // of its whole pieces
+  Piece cut[2];       // those of its parts of the rest
+  CtaRest rest;
 };
 
 // What a row's part of a sum is against, in a cluster.
@@ -62,22 +75,23 @@ struct alignas(1024) Shared {
   // are done. At the end, in a cluster: this CTA's fp32 part of out.
   unsigned char kv[2][kTileBytes];
   union {
-    unsigned char weights[kBlockBytes];  // of tile 1, bf16
+    unsigned char weights[kBlockBytes];  // of tile 1, bf16; at the end of a work, out on its way
     PartRows part;                       // at the end, in a cluster
   };
   union {
     float2 origin[kTileRows / 2];  // of rows r and r + 8, with the weights that are handed on
     float factors[kTileRows];      // at the end, in a cluster
   };
-  float sum[2][kTileRows];  // at the end: what each warpgroup summed, and whether of any key
-  bool any[2][kTileRows];
+  // At the end of a work, by turns: what each warpgroup summed, and whether of any key.
+  float sum[2][2][kTileRows];
+  bool any[2][2][kTileRows];
   // Which keys of a tile the group's query j selected, by key_bit. [3] is of no query.
   std::uint32_t masks[2][4][2];
   int poisoned[2];  // whether a tile holds a value that is not finite
   std::uint64_t full[2][kParts], empty[2][kParts];
   std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
   std::uint64_t q_full, q_empty;
-  CtaRest rest;
+  Course course;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
 
@@ -116,11 +130,6 @@ __device__ inline int row_tiles(const SparseMlaWgmmaParams& p) {
   const int rows = static_cast<int>(p.num_heads) * (kKind == EntryKind::kUnion ? kGroupQueries : 1);
   return (rows + kTileRows - 1) / kTileRows;
 }
-
-// A piece of work: 64 rows of a group.
-struct Piece {
-  int group, row_tile;
-};
 
 // What has to be read of its group, none beyond the last.
 struct GroupExtent {
@@ -171,21 +180,38 @@ __device__ inline Work find_work(const Launch& p, Piece piece, const GroupExtent
   return w;
 }
 
+// By one thread, so that the others need no divisions.
+template <EntryKind kKind, EntrySplit kSplit>
+__device__ inline void find_course(const Launch& p, Course& course) {
+  constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
+  const int tiles = row_tiles<kKind>(p), ctas = static_cast<int>(gridDim.x) / kShares,
+            cta = static_cast<int>(blockIdx.x) / kShares;
+  const auto piece = [=](int i) { return Piece{i / tiles, i % tiles}; };
+  course.first = piece(cta);
+  course.step = piece(ctas);
+  course.rest = rest_of(p.rounds, cta);
+  for (int i = 0; i < 2; ++i)
+    course.cut[i] = piece(p.rounds.whole * ctas + course.rest.parts[i].piece);
+}
+
 // The pairs of tiles of all work of this CTA, one after the other.
 template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
-  static constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
-
-  __device__ Walk(const Launch& launch, const Shared& shared) : p(launch), shared(shared) {
+  __device__ Walk(const Launch& launch, const Shared& shared)
+      : p(launch), course(shared.course), whole(course.first) {
     look_ahead();
   }
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    if (turn == (kSplit == EntrySplit::kWhole ? shared.rest.works : 1)) return false;
-    work = find_work<kSplit>(p, next, extent, rest < 0 ? nullptr : &shared.rest.parts[rest]);
+    if (turn == (kSplit == EntrySplit::kWhole ? course.rest.works : 1)) return false;
     ++turn;
-    if (kSplit == EntrySplit::kWhole) look_ahead();
+    work = find_work<kSplit>(p, part < 0 ? whole : course.cut[part], extent,
+                             part < 0 ? nullptr : &course.rest.parts[part]);
+    if constexpr (kSplit == EntrySplit::kWhole) {
+      if (part < 0) advance();
+      look_ahead();
+    }
     return true;
   }
   // The next pair, of this work or of the next that has any.
@@ -199,31 +225,29 @@ struct Walk {
     }
     return true;
   }
+  __device__ void advance() {
+    whole.group += course.step.group;
+    whole.row_tile += course.step.row_tile;
+    const int tiles = row_tiles<kKind>(p);
+    if (whole.row_tile >= tiles) whole.row_tile -= tiles, ++whole.group;
+  }
   // What comes in turn, and its extent, so that nobody waits for it.
   __device__ void look_ahead() {
-    int index = static_cast<int>(blockIdx.x) / kShares;
-    if constexpr (kSplit == EntrySplit::kWhole) {
-      const int first = shared.rest.parts[0].turn, second = shared.rest.parts[1].turn;
-      int round = turn - (turn > first) - (turn > second);
-      rest = turn == first ? 0 : turn == second ? 1 : -1;
-      if (rest >= 0) round = p.rounds.whole, index = shared.rest.parts[rest].piece;
-      index += round * static_cast<int>(gridDim.x);
+    if (kSplit == EntrySplit::kWhole) {
+      part = turn == course.rest.parts[0].turn ? 0 : turn == course.rest.parts[1].turn ? 1 : -1;
     }
-    const int tiles = row_tiles<kKind>(p);
-    next.group = index / tiles;
-    next.row_tile = index - next.group * tiles;
-    extent = read_extent<kKind>(p, next.group);
+    extent = read_extent<kKind>(p, part < 0 ? whole.group : course.cut[part].group);
   }
 
   // Whether the pair has its second tile.
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const Launch& p;
-  const Shared& shared;
+  const Course& course;
   int turn = 0;
-  Piece next;
-  int rest = -1;       // which part of the rest that is; below 0: all of a piece
-  GroupExtent extent;  // of `next`
+  Piece whole;         // the next that is not cut
+  int part = -1;       // of the rest, if that comes next
+  GroupExtent extent;  // of what comes next
   Work work = {};
   int tile = 0;         // the pair's first
   bool begins = false;  // whether that is the work's first
