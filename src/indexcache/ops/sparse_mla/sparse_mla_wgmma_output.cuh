@@ -172,17 +172,29 @@ __device__ inline void store_rows(const RowState& state, Shared& shared, int thr
   }
 }
 
-// A CTA combines every kClusterCtas-th row, from its rank on. What each part of such a row is to be
-// multiplied with, kClusterCtas threads a row; and the row's lse.
-__device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
+// A CTA combines every kClusterCtas-th row, from its rank on; of these a warpgroup every
+// kWarpgroups-th.
+template <int kWarpgroups>
+__device__ inline int combined_row(int n) {
+  const int warpgroup = threadIdx.x / kWarpgroup;
+  return cluster_rank() + kClusterCtas * (warpgroup + kWarpgroups * n);
+}
+
+// What the parts of the warpgroup's rows are to be multiplied with: lane kClusterCtas n + r has the
+// factor of CTA r's part of row n. And the rows' lse.
+template <int kWarpgroups>
+__device__ inline float join_parts(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared) {
   constexpr unsigned kAll = 0xFFFFFFFF;
-  static_assert((kClusterCtas & (kClusterCtas - 1)) == 0 && kTileRows % 32 == 0);
-  const int thread = threadIdx.x, rank = thread % kClusterCtas;
-  if (thread >= kTileRows) return;
-  const int row = thread - rank + cluster_rank();
-  const float own = read_peer(peer_address(shared_address(&shared.part.origin[row]), rank)),
-              own_sum = read_peer(peer_address(shared_address(&shared.part.sum[row]), rank));
-  int any = read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank));
+  static_assert((kClusterCtas & (kClusterCtas - 1)) == 0 && kWarpgroups * 32 >= kTileRows);
+  const int lane = threadIdx.x % 32, rank = lane % kClusterCtas,
+            row = combined_row<kWarpgroups>(lane / kClusterCtas);
+  float own = -INFINITY, own_sum = 0;
+  int any = 0;
+  if (row < kTileRows) {
+    own = read_peer(peer_address(shared_address(&shared.part.origin[row]), rank));
+    own_sum = read_peer(peer_address(shared_address(&shared.part.sum[row]), rank));
+    any = read_peer_byte(peer_address(shared_address(&shared.part.any[row]), rank));
+  }
   float max = own;
 #pragma unroll
   for (int distance = 1; distance < kClusterCtas; distance *= 2) {
@@ -194,19 +206,21 @@ __device__ inline void join_parts(const SparseMlaWgmmaParams& p, const Work& w, 
 #pragma unroll
   for (int i = 0; i < kClusterCtas; ++i)
     sum += __shfl_sync(kAll, factor * own_sum, i, kClusterCtas);
-  shared.factors[thread] = any ? factor / sum : 0;
-  if (rank == 0 && row < w.rows) p.lse[w.first_row + row] = max * kLn2 + logf(sum);
+  if (threadIdx.x % kWarpgroup < 32 && rank == 0 && row < w.rows)
+    p.lse[w.first_row + row] = max * kLn2 + logf(sum);
+  return any ? factor / sum : 0;
 }
 
-// One row of out from the parts of all CTAs, in the order of their ranks; four columns a thread.
+// Row n of out from the parts of all CTAs, in the order of their ranks; four columns a thread.
 __device__ inline void combine_row(const SparseMlaWgmmaParams& p, const Work& w, Shared& shared,
-                                   int row, int thread) {
+                                   float factors, int n, int row) {
+  const int thread = threadIdx.x % kWarpgroup;
   const std::uint32_t part =
       shared_address(reinterpret_cast<float*>(shared.kv) + row * kPartStride + 4 * thread);
   float v[4] = {};
 #pragma unroll
   for (int rank = 0; rank < kClusterCtas; ++rank) {
-    const float factor = shared.factors[row / kClusterCtas * kClusterCtas + rank];
+    const float factor = __shfl_sync(0xFFFFFFFF, factors, kClusterCtas * n + rank);
     const float4 values = read_peer_4(peer_address(part, rank));
     v[0] = fmaf(factor, values.x, v[0]);
     v[1] = fmaf(factor, values.y, v[1]);
@@ -222,13 +236,11 @@ template <int kWarpgroups>
 __device__ inline void combine_cluster(const SparseMlaWgmmaParams& p, const Work& w,
                                        Shared& shared) {
   cluster_sync();
-  join_parts(p, w, shared);
-  __syncthreads();
-  const int warpgroup = threadIdx.x / kWarpgroup;
+  const float factors = join_parts<kWarpgroups>(p, w, shared);
+  int row;
 #pragma unroll 2
-  for (int row = cluster_rank() + kClusterCtas * warpgroup; row < w.rows;
-       row += kWarpgroups * kClusterCtas)
-    combine_row(p, w, shared, row, threadIdx.x % kWarpgroup);
+  for (int n = 0; (row = combined_row<kWarpgroups>(n)) < w.rows; ++n)
+    combine_row(p, w, shared, factors, n, row);
   cluster_meet();  // no CTA leaves while others read its part
 }
 

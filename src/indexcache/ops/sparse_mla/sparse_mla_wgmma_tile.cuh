@@ -78,10 +78,7 @@ struct alignas(1024) Shared {
     unsigned char weights[kBlockBytes];  // of tile 1, bf16; at the end of a work, out on its way
     PartRows part;                       // at the end, in a cluster
   };
-  union {
-    float2 origin[kTileRows / 2];  // of rows r and r + 8, with the weights that are handed on
-    float factors[kTileRows];      // at the end, in a cluster
-  };
+  float2 origin[kTileRows / 2];  // of rows r and r + 8, with the weights that are handed on
   // At the end of a work, by turns: what each warpgroup summed, and whether of any key.
   float sum[2][2][kTileRows];
   bool any[2][2][kTileRows];
@@ -186,12 +183,14 @@ __device__ inline void find_course(const Launch& p, Course& course) {
   constexpr int kShares = kSplit == EntrySplit::kCluster ? kClusterCtas : 1;
   const int tiles = row_tiles<kKind>(p), ctas = static_cast<int>(gridDim.x) / kShares,
             cta = static_cast<int>(blockIdx.x) / kShares;
-  const auto piece = [=](int i) { return Piece{i / tiles, i % tiles}; };
+  const auto piece = [=](int i) { return tiles == 1 ? Piece{i, 0} : Piece{i / tiles, i % tiles}; };
   course.first = piece(cta);
-  course.step = piece(ctas);
-  course.rest = rest_of(p.rounds, cta);
-  for (int i = 0; i < 2; ++i)
-    course.cut[i] = piece(p.rounds.whole * ctas + course.rest.parts[i].piece);
+  if constexpr (kSplit == EntrySplit::kWhole) {
+    course.step = piece(ctas);
+    course.rest = rest_of(p.rounds, cta);
+    for (int i = 0; i < 2; ++i)
+      course.cut[i] = piece(p.rounds.whole * ctas + course.rest.parts[i].piece);
+  }
 }
 
 // The pairs of tiles of all work of this CTA, one after the other.
