@@ -183,7 +183,8 @@ void test_workspace() {
     if (p.split != EntrySplit::kWhole) return;
     for (const int rest : {1, ctas / 3, 2 * ctas / 5, 3 * ctas / 4}) {
       p.queries = (p.kind == EntryKind::kUnion ? kGroupQueries : 1) * (3 * ctas + rest);
-      p.heads = 20, p.keys = 1000, p.top_k = 800;
+      p.heads = 20, p.keys = 2400,
+      p.top_k = 2048;  // room for as many entries as cuts are made from
       p.name = "workspace, " + describe(p);
       p = make_problem(p, 41);
       for (std::int64_t t = 0; t < p.queries; ++t) {

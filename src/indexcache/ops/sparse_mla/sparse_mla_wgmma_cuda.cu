@@ -338,11 +338,15 @@ int multiprocessors() {
   return count;
 }
 
+// Room for entries of a group from which on its last round is cut. With room for 768, 12 tiles, cuts cost
+// 5 % of the time; with 6144 they save 7 %.
+constexpr std::int64_t kLeastCutEntries = 2048;
+
 Rounds rounds_of_launch(const SparseMlaWgmmaParams& p, bool may_cut) {
   const std::int64_t pieces = sparse_mla_wgmma_ctas(p);
-  // Cuts are computed in 32 bits.
-  const bool countable = p.entry_stride < std::int64_t{1} << 26;
-  return rounds_of(pieces, std::min<std::int64_t>(pieces, multiprocessors()), may_cut && countable);
+  // Of short pieces a round costs less than handing sums on; and cuts are computed in 32 bits.
+  const bool fit = p.entry_stride >= kLeastCutEntries && p.entry_stride < std::int64_t{1} << 26;
+  return rounds_of(pieces, std::min<std::int64_t>(pieces, multiprocessors()), may_cut && fit);
 }
 
 // What no memory holds by chance, and no launch before has left.

@@ -20,6 +20,7 @@ __device__ inline void join_rows(RowState& state, Shared& shared, int half, int 
     shared.sum[turn][half][row_of(thread, i)] = state.sum[i];
     shared.any[turn][half][row_of(thread, i)] = state.any[i];
   }
+  __syncwarp();  // a warp comes to an aligned barrier as one
   barrier_sync(kBoth, 2 * kWarpgroup);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -36,6 +37,7 @@ __device__ inline void write_lse(const SparseMlaWgmmaParams& p, const Work& w,
     if (thread % 4 == 0 && row < w.rows)
       p.lse[w.first_row + row] = state.origin[i] * kLn2 + logf(state.sum[i]);
   }
+  __syncwarp();
 }
 
 // One warpgroup's 256 columns of out, by way of the room of tile 1's weights, which nobody needs until the
@@ -73,6 +75,7 @@ __device__ inline void write_half(const SparseMlaWgmmaParams& p, const Work& w,
     for (int i = 0; i < 2; ++i) {
       if (writes[i]) *reinterpret_cast<uint4*>(out + i * 8 * 1024 + j * 16) = values[i];
     }
+    __syncwarp();
   }
 }
 
@@ -131,6 +134,7 @@ __device__ inline void resume(const Launch& p, RowState& state, float (&o)[128],
     }
     *mark = 0;  // a graph's next launch has the same mark
   }
+  __syncwarp();
   barrier_sync(half == 0 ? kLeft : kRight, kWarpgroup);
   const float4* from = left_rows(p, cta, half, thread);
 #pragma unroll
