@@ -61,6 +61,11 @@ __device__ inline void fence_for_wgmma() {
 __device__ inline void barrier_sync(int id, int threads) {
   asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// The same where the CTA's other warps may have ended: synccheck takes the aligned form of a barrier of all that are left
+// for __syncthreads, which warps reach at one place of the code.
+__device__ inline void barrier_sync_apart(int id, int threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 __device__ inline void barrier_arrive(int id, int threads) {
   asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -20,8 +20,7 @@ __device__ inline void join_rows(RowState& state, Shared& shared, int half, int 
     shared.sum[turn][half][row_of(thread, i)] = state.sum[i];
     shared.any[turn][half][row_of(thread, i)] = state.any[i];
   }
-  __syncwarp();  // a warp comes to an aligned barrier as one
-  barrier_sync(kBoth, 2 * kWarpgroup);
+  barrier_sync_apart(kBoth, 2 * kWarpgroup);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     state.sum[i] += shared.sum[turn][1 - half][row_of(thread, i)];
@@ -152,7 +151,7 @@ constexpr int kPartStride = 520;
 static_assert(kTileRows * kPartStride * 4 <= 2 * kTileBytes);
 
 __device__ inline void store_part(const float (&o)[128], Shared& shared, int half, int thread) {
-  barrier_sync(kBoth, 2 * kWarpgroup);  // nobody needs the tiles there any more
+  barrier_sync_apart(kBoth, 2 * kWarpgroup);  // nobody needs the tiles there any more
   auto* part = reinterpret_cast<float*>(shared.kv);
 #pragma unroll
   for (int j = 0; j < 32; ++j) {
