@@ -322,21 +322,18 @@ struct GroupCandidates {
            L::kTileKeys;
   }
 
-  // One thread: what the next scan() walks.
+  // One thread of a piece: what scan() walks.
   __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
     shared.walk = walk;
-    if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
+    shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
-    if (threadIdx.x == 0) {
-      open_walk(walk);
-      shared.request = shared.item.group;
-    }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
-    barrier_sync(kScanBarrier, kThreads);
+    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
+    if (threadIdx.x == 0) hand_over(shared, walk, shared.item.group);
+    barrier_sync(kScorersBarrier, kScorers);
   }
 
   // The scorers: scores the keys of the walk and appends candidates.

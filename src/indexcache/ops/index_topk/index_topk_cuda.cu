@@ -52,13 +52,12 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     KeyFetcher<L>{p, maps, request, shared}.fetch(
         walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
   } else {
-    for (;;) {
-      barrier_sync(kReadBarrier, kThreads);
-      barrier_sync(kScanBarrier, kThreads);
-      const KeyWalk walk = shared.walk;
-      if (walk.count < 0) return;
+    for (int parity = 0;; parity ^= 1) {
+      mbarrier_wait(&shared.walk_given, parity);
+      if (shared.walk.count < 0) return;
       const int request = p.tokens_per_request > 0 ? shared.request : 0;
-      KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
+      KeyFetcher<L>{p, maps, request, shared}.fetch(shared.walk, place);
+      mbarrier_arrive(&shared.walk_fetched);
     }
   }
 }
@@ -73,9 +72,11 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
     selection.run_piece(item_at(p, plan, blockIdx.x));
   } else {
     for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
-    barrier_sync(kReadBarrier, kThreads);
-    if (threadIdx.x == 0) shared.walk.count = -1;
-    barrier_sync(kScanBarrier, kThreads);
+    if (threadIdx.x == 0) {
+      KeyWalk none;
+      none.count = -1;
+      hand_over(shared, none, 0);
+    }
   }
 }
 
@@ -91,6 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
     }
+    mbarrier_init(&shared.walk_given, 1);
+    mbarrier_init(&shared.walk_fetched, kFetchers);
+    shared.walk_parity = 1;
     mbarrier_init_fence();
   }
   // Of a piece the fetchers do not wait for the scorers, who ask for queries meanwhile.

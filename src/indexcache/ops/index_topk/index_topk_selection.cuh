@@ -141,7 +141,7 @@ struct GroupSelection {
     if (keys.count > kShortRange) {
       first = seeded_keys(keys);
       round = first.count > 0 ? kSeeds : kSample;
-      if (round == kSample) first = sampled_keys(keys);
+      if (round == kSample) first = sampled_keys(keys, L::kSampleShare);
     }
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
@@ -157,7 +157,7 @@ struct GroupSelection {
             scored, room_beside_queries(),
             [&](int query) { return candidates.range(query) > kShortRange ? p.top_k : 0; });
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
-        candidates.begin(found ? all : sampled_keys(all));
+        candidates.begin(found ? all : sampled_keys(all, L::kSampleShare));
         round = found ? kScan : kSample;
       } else if (round == kSample) {
         candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
