@@ -61,6 +61,21 @@ __global__ void one_arrives(const int* in, int* out) {
   }
 }
 
+// One lane arrives for two warps that have met at a numbered barrier.
+__global__ void met_before(const int* in, int* out) {
+  __shared__ Shared shared;
+  prepare(shared, 1, 1);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp < 2) {
+    if (lane / 16 == warp) shared.value[lane] = in[lane];
+    barrier_sync(1, 64);
+    if (threadIdx.x == 0) mbarrier_arrive(&shared.full);
+  } else {
+    mbarrier_wait(&shared.full, 0);
+    out[lane] = shared.value[other_lane()];
+  }
+}
+
 // A buffer goes to and fro: one lane gives it back for its warp.
 __global__ void given_back(const int* in, int* out) {
   __shared__ Shared shared;
@@ -177,6 +192,7 @@ int main() {
   if (!find_device()) return kNoDevice;
   check("all lanes arrive", all_arrive, 2, 1, 1, 0);
   check("one lane arrives for its warp", one_arrives, 2, 1, 1, 0);
+  check("one lane arrives for two warps that met", met_before, 3, 1, 1, 0);
   check("one lane gives back for its warp", given_back, 2, 1, 3, 3);
   check("passed on by a second warp", passed_on, 3, 1, 3, 3);
   check("answered", answered, 2, 1, 3, 3);

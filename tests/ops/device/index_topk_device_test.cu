@@ -357,7 +357,7 @@ int main(int argc, char** argv) {
   const std::string option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
   const std::string part = argc > 1 + !option.empty() ? argv[1 + !option.empty()] : "";
   const bool small = !option.empty(), layouts = option == "--layouts";
-  const Effort effort = layouts ? Effort{0, {Blocks::kTwo}, 1}
+  const Effort effort = layouts ? Effort{0, {Blocks::kOne}, 1}
                                 : Effort{small ? 1 : 20, {Blocks::kOne, Blocks::kTwo}, 2};
   std::vector<Make> cases = layouts ? layout_cases() : small_cases();
   if (!layouts) {

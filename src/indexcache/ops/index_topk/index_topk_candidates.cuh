@@ -358,8 +358,10 @@ struct GroupCandidates {
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
   // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
-  // rank(query), or none where that is 0. Whether all were found.
-  template <class Rank>
+  // rank(query), or none where that is 0. Whether all were found. What select_threshold finds lies
+  // anywhere down to the next key: among few keys, such as seeds, far below. kLeast: the key itself.
+  enum class Reached { kAny, kLeast };
+  template <Reached reached, class Rank>
   __device__ __forceinline__ bool choose_thresholds(int sampled, Room room,
                                                     const Rank& rank) const {
     const QueryTeam<L> team;
@@ -372,6 +374,14 @@ struct GroupCandidates {
       team.sync();
       threshold = select_threshold(team, list, sampled + 1, wanted, room.words, room.count,
                                    shared.select[query]);
+      if (reached == Reached::kLeast && threshold != kEveryKey) {
+        Extremes<RankedKey> reaching;
+        for_each_key(team, list, sampled, [&](RankedKey key, bool valid) {
+          if (valid && key >= threshold) reaching.add({key, key});
+        });
+        team.sync();
+        threshold = join(team, reaching, shared.select[query]).low;
+      }
       if (team.rank == 0) shared.state.threshold[query] = threshold;
     }
     return !barrier_any(kScorersBarrier, kScorers, wanted > 0 && threshold == kEveryKey);

@@ -169,8 +169,8 @@ struct Layout {
       kLanesPerQuery * (kStaged - 1 - kMostStaged) + (kStages + 3) * kTileKeys;
   static constexpr int kLimit = kCandidateCapacity - kMostUncounted;
   // One key of so many is sampled: of 64, some 1.9 k keys reach a query's threshold, with a deviation of an
-  // eighth of that; of 32, 1.7 k with a tenth, for lists that have to be cut sooner.
-  static constexpr int kSampleShare = kLimit > 5120 ? 64 : 32;
+  // eighth of that; of 40, 1.7 k with a tenth, for lists that have to be cut sooner.
+  static constexpr int kSampleShare = kLimit > 5120 ? 64 : 40;
   static_assert(kLimit >= 2 * kMostOrdered);
 
   // This thread's part of the queries and block of the keys.

@@ -136,6 +136,7 @@ struct GroupSelection {
   // the sample; the scan; where the sample misled, a scan that takes every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     enum Round { kSeeds, kSample, kScan, kEvery };
+    using Reached = typename GroupCandidates<L>::Reached;
     Round round = kScan;
     KeyWalk first = keys;
     if (keys.count > kShortRange) {
@@ -153,16 +154,16 @@ struct GroupSelection {
       const KeyWalk all = shared.range;
       const int scored = shared.walk.count;
       if (round == kSeeds) {
-        const bool found = candidates.choose_thresholds(
+        const bool found = candidates.template choose_thresholds<Reached::kLeast>(
             scored, room_beside_queries(),
             [&](int query) { return candidates.range(query) > kShortRange ? p.top_k : 0; });
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
         candidates.begin(found ? all : sampled_keys(all, L::kSampleShare));
         round = found ? kScan : kSample;
       } else if (round == kSample) {
-        candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
-          return candidates.rank_in_sample(query, scored, all.count);
-        });
+        candidates.template choose_thresholds<Reached::kAny>(
+            scored, room_beside_queries(),
+            [&](int query) { return candidates.rank_in_sample(query, scored, all.count); });
         candidates.begin(all);
         round = kScan;
       } else if (settle()) {
