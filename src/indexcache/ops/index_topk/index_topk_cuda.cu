@@ -6,8 +6,8 @@
 // columns, laid out so that a thread holds all heads of its own query: relu, weights and the sum over
 // heads stay in the thread's registers, with nothing exchanged between lanes.
 //
-// Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
-// that about 1.9 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
+// Selection. A sample of the keys, one of 64 or 40, is scored first; from it each query takes a threshold
+// that about 1.9 k or 1.7 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
 // scan then appends the keys that reach it to a list. If fewer than k did, the group is scanned again
 // without threshold; where a list fills up, it is cut to its best k, whose least becomes the threshold.
 // So the result is exact whatever the keys are; the sample decides the time only. At last a team of
