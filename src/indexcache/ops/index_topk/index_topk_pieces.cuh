@@ -49,11 +49,12 @@ struct PieceMerge {
   __device__ __forceinline__ int places(int query) const {
     return publishes_all(query) ? state.count[query] : plan.quota;
   }
-  // How many places may stay without a key: so few more or fewer, and one pass of selection does.
+  // How many of a quota's places may stay without a key: that leeway, and one pass of selection nearly always
+  // does.
   __device__ __forceinline__ int slack() const { return min(plan.quota / 8, 4); }
 
-  // A query's keys to their places among the merged. What all pieces publish fits a list. Places that no key
-  // took hold kEveryKey.
+  // A query's keys to their places among the merged; places that none takes hold kEveryKey. What all pieces
+  // publish fits a list.
   __device__ __forceinline__ void publish(int query) const {
     const BlockTeam team = block_team();
     SelectScratch& select = shared.select[query];
@@ -84,10 +85,11 @@ struct PieceMerge {
   }
 
   // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
-  // from the others.
+  // from the others. Of all pieces, keys and places are at most a list's: 16 bits each.
   __device__ __forceinline__ void arrive() const {
     const BlockTeam team = block_team();
     team.sync();
+    static_assert(kCandidateCapacity < 1 << 16);
     if (team.rank < item.queries) {
       const int query = team.rank, own = places(query);
       const int free = publishes_all(query) ? 0 : state.places[query] - shared.select[query].slot;
