@@ -11,7 +11,7 @@ namespace indexcache::index_topk_device {
 // What the pieces of all groups share in IndexTopkCudaParams::counters, all zero between calls.
 struct PieceCounters {
   RankedKey* bounds;            // [M][pieces]; kEveryKey: none yet
-  unsigned long long* arrived;  // [M]: pieces that are done << 32, their keys << 16, their places
+  unsigned long long* arrived;  // [M]: pieces that are done, in the upper half, and their keys
   int* published;               // [M]: places for keys given out
   __device__ __forceinline__ PieceCounters(const IndexTopkCudaParams& p, const IndexTopkPlan& plan)
       : bounds(static_cast<RankedKey*>(p.counters)),

@@ -75,7 +75,7 @@ struct IndexTopkPlan {
   std::int32_t queries_per_group = 0;  // queries that it does
   std::int32_t groups = 0;
   std::int32_t pieces = 1;
-  std::int32_t quota = 0;  // places for keys of a query that a piece takes which has too many
+  std::int32_t quota = 0;  // keys of a query that a piece publishes which has too many
   std::int32_t blocks = 0;
   std::int64_t lists_bytes = 0, merge_bytes = 0;  // of the workspace, in this order
   std::int64_t workspace_bytes = 0;

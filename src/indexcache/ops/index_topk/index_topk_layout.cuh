@@ -204,8 +204,7 @@ struct GroupState {
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
   bool last[8];      // this block is the query's last
-  int places[8];     // of what is published: by this piece the last's end, then of all pieces
-  int published[8];  // keys in them, then
+  int published[8];  // by all pieces, then
 };
 
 // A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's

@@ -46,30 +46,26 @@ struct PieceMerge {
   __device__ __forceinline__ bool publishes_all(int query) const {
     return state.count[query] <= min(p.top_k, kCandidateCapacity / plan.pieces);
   }
-  __device__ __forceinline__ int places(int query) const {
+  __device__ __forceinline__ int keys_published(int query) const {
     return publishes_all(query) ? state.count[query] : plan.quota;
   }
-  // How many of a quota's places may stay without a key: that leeway, and one pass of selection nearly always
-  // does.
-  __device__ __forceinline__ int slack() const { return min(plan.quota / 8, 4); }
 
-  // A query's keys to their places among the merged; places that none takes hold kEveryKey. What all pieces
-  // publish fits a list.
+  // A query's keys to their places among the merged. What all pieces publish fits a list.
   __device__ __forceinline__ void publish(int query) const {
     const BlockTeam team = block_team();
     SelectScratch& select = shared.select[query];
-    const int size = state.count[query], room = places(query);
+    const int size = state.count[query], wanted = keys_published(query);
     int first = 0;
-    if (team.rank == 0) first = atomicAdd(&counters.published[item.first_query + query], room);
+    if (team.rank == 0) {
+      first = atomicAdd(&counters.published[item.first_query + query], wanted);
+    }
     const RankedKey* list = lists + query * kCandidateCapacity;
     const HeldList held(team, list, size);
     const RankedKey threshold =
-        publishes_all(query)
-            ? kEveryKey
-            : held_threshold(team, held, list, size, room - slack(), scratch(), select, slack());
+        publishes_all(query) ? kEveryKey
+                             : held_threshold(team, held, list, size, wanted, scratch(), select);
     if (team.rank == 0) {
       select.slot = first;
-      state.places[query] = first + room;
       rests(query)[item.piece] = {threshold, size};
     }
     team.sync();
@@ -78,31 +74,24 @@ struct PieceMerge {
       held.copy(team, to + select.slot, size);
     } else {
       place_held(held, threshold, &select.slot, [&](RankedKey key, int place) { to[place] = key; });
-      team.sync();
-      const int free = select.slot + team.rank;
-      if (free < state.places[query]) to[free] = kEveryKey;
     }
   }
 
   // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
-  // from the others. Of all pieces, keys and places are at most a list's: 16 bits each.
+  // from the others.
   __device__ __forceinline__ void arrive() const {
     const BlockTeam team = block_team();
     team.sync();
-    static_assert(kCandidateCapacity < 1 << 16);
     if (team.rank < item.queries) {
-      const int query = team.rank, own = places(query);
-      const int free = publishes_all(query) ? 0 : state.places[query] - shared.select[query].slot;
+      const int query = team.rank, own = keys_published(query);
       unsigned long long before;
-      asm volatile(
-          "atom.add.acq_rel.gpu.global.u64 %0, [%1], %2;"
-          : "=l"(before)
-          : "l"(__cvta_generic_to_global(counters.arrived + item.first_query + query)),
-            "l"(1ull << 32 | static_cast<unsigned>(own - free) << 16 | static_cast<unsigned>(own))
-          : "memory");
+      asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], %2;"
+                   : "=l"(before)
+                   : "l"(__cvta_generic_to_global(counters.arrived + item.first_query + query)),
+                     "l"(1ull << 32 | static_cast<unsigned>(own))
+                   : "memory");
       state.last[query] = static_cast<int>(before >> 32) + 1 == plan.pieces;
-      state.places[query] = static_cast<int>(before & 0xFFFF) + own;
-      state.published[query] = static_cast<int>(before >> 16 & 0xFFFF) + own - free;
+      state.published[query] = static_cast<int>(static_cast<unsigned>(before)) + own;
     }
     team.sync();
   }
@@ -116,7 +105,7 @@ struct PieceMerge {
     const std::int64_t row = item.first_query + query;
     RankedKey* list = merged(query);
     const int start = state.start[query], range = max(0, state.end[query] - start);
-    const int size = state.places[query], wanted = min(p.top_k, range);
+    const int size = state.published[query], wanted = min(p.top_k, range);
     const HeldList held(team, list, size);
     const PieceRest rest = team.rank < plan.pieces ? rests(query)[team.rank] : PieceRest{};
     if (team.rank < plan.pieces) counters.bounds[row * plan.pieces + team.rank] = kEveryKey;
@@ -126,10 +115,7 @@ struct PieceMerge {
     }
     const Order order = order_room(shared, range);
     order.clear(team);
-    const RankedKey threshold =
-        state.published[query] <= wanted
-            ? kEveryKey
-            : held_threshold(team, held, list, size, wanted, scratch(), select);
+    const RankedKey threshold = held_threshold(team, held, list, size, wanted, scratch(), select);
     if (barrier_any(team.barrier, team.size, rest.bound > threshold)) {
       return join_rests(p, plan, shared, lists, list, rests(query), query, threshold);
     }
@@ -149,7 +135,7 @@ struct PieceMerge {
     const BlockTeam team = block_team();
     const GroupState& state = shared.state;
     SelectScratch& select = shared.select[query];
-    int size = state.places[query];
+    int size = state.published[query];
 #pragma unroll 1
     for (int piece = 0; piece < plan.pieces; ++piece) {
       const PieceRest rest = rests[piece];
