@@ -239,6 +239,16 @@ std::vector<Make> decode_cases(bool small) {
     cases.push_back([=] { return decoding(gaussian(f, {6, heads, 65536, 2048}, 35), 2, 4); });
   }
   cases.push_back([=] { return decoding(gaussian(f, {1, 32, 200704, 2048}, 36), 1, 5); });
+  // Short ranges of 132 pieces, of which each that has keys has 64, more than it may publish: together they
+  // publish fewer than k, or a few more.
+  for (const int keys : {53 * 64, 56 * 64, 59 * 64, 63 * 64}) {
+    cases.push_back([=] {
+      Problem p = gaussian(f, {1, 32, 200704, 2048}, 55);
+      p.end[0] = keys;
+      p.name += " of which " + std::to_string(keys);
+      return decoding(p, 1, 9);
+    });
+  }
   cases.push_back([=] { return decoding(gaussian(f, {300, 32, 700, 64}, 37), 1, 6); });
   for (const KeyLengths& lengths : hard_lengths(60000)) {
     for (const int tokens : {1, 2}) {
