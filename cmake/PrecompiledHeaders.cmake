@@ -24,7 +24,10 @@ if(INDEXCACHE_PRECOMPILE)
     LIBRARIES indexcache_unoptimised CLI11::CLI11)
 endif()
 
-# A target whose sources see Torch. Those that must not are left alone: their names say so (tools/check_arrows.py).
+# Sources that must not see Torch in rooms that do: their names say so (tools/check_arrows.py).
+set(INDEXCACHE_WITHOUT_TORCH "(_ref|_cpu|_highway|_avx512_bf16)\\.cpp$|\\.cu$")
+
+# A target whose sources see Torch.
 function(indexcache_use_precompiled target headers)
   if(NOT TARGET ${headers})
     return()
@@ -32,7 +35,7 @@ function(indexcache_use_precompiled target headers)
   target_precompile_headers(${target} REUSE_FROM ${headers})
   get_target_property(sources ${target} SOURCES)
   foreach(source IN LISTS sources)
-    if(source MATCHES "(_ref|_cpu|_highway|_avx512_bf16)\\.cpp$|\\.cu$")
+    if(source MATCHES "${INDEXCACHE_WITHOUT_TORCH}")
       set_source_files_properties(${source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
     endif()
   endforeach()

@@ -16,7 +16,7 @@
 namespace indexcache::cli {
 namespace {
 
-struct Arguments {
+struct InspectArguments {
   std::filesystem::path folder;
   std::string pattern = "model";
   std::int64_t context = 0;  // 0: the model's longest
@@ -182,7 +182,7 @@ nlohmann::json as_json(const Checkpoint& checkpoint, const ModelConfig& config,
           {"notices", checkpoint.notices()}};
 }
 
-void run(const Arguments& arguments) {
+void run(const InspectArguments& arguments) {
   const auto checkpoint = Checkpoint::open(arguments.folder);
   auto config = checkpoint.config();
   const bool other = arguments.pattern != "model";
@@ -211,7 +211,7 @@ void run(const Arguments& arguments) {
 void add_inspect(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "inspect", "Show what a model holds, how engines read its schedule, what it costs in memory");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<InspectArguments>();
   verb->add_option("model", arguments->folder, "Hugging Face folder: config.json, *.safetensors")
       ->required();
   verb->add_option(

@@ -15,7 +15,7 @@
 namespace indexcache::cli {
 namespace {
 
-struct Arguments {
+struct SelftestArguments {
   std::string device = "cpu";
   bool json = false;
 };
@@ -42,7 +42,7 @@ nlohmann::json as_json(const at::Device& device, const std::vector<SelfTestCase>
           {"provenance", provenance(device)}};
 }
 
-void run(const Arguments& arguments) {
+void run(const SelftestArguments& arguments) {
   const bool cuda = arguments.device == "cuda";
   if (cuda && !at::hasCUDA()) {
     throw expectation_error("--device", "a machine and a build with CUDA", "none");
@@ -66,7 +66,7 @@ void run(const Arguments& arguments) {
 void add_selftest(CLI::App& app) {
   auto* verb =
       app.add_subcommand("selftest", "Check every op against its reference on this machine");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SelftestArguments>();
   verb->add_option("--device", arguments->device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();

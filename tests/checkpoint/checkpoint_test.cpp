@@ -21,6 +21,7 @@ namespace {
 using nlohmann::json;
 using testing::counted_tensor;
 using ::testing::ElementsAre;
+using testing::floats_of;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::raw_tensor;
@@ -31,19 +32,6 @@ using testing::TemporaryFolder;
 using testing::thrown;
 using testing::write_small_model;
 using testing::write_tensors;
-
-std::vector<float> read(const Checkpoint& checkpoint, const std::string& name) {
-  const auto& view = checkpoint.view(name);
-  std::vector<float> values(static_cast<std::size_t>(view.num_elements()));
-  checkpoint.read(name, view.shape, values);
-  return values;
-}
-
-std::vector<float> floats_of(const testing::RawTensor& tensor) {
-  std::vector<float> values(tensor.bytes.size() / sizeof(float));
-  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
-  return values;
-}
 
 class CheckpointTest : public ::testing::Test {
  protected:
@@ -74,7 +62,7 @@ TEST_F(CheckpointTest, OpensAndReads) {
   EXPECT_EQ(checkpoint.names().size(), tensors.size());
   EXPECT_TRUE(std::ranges::is_sorted(checkpoint.names()));
   for (const auto& [name, tensor] : tensors) {
-    EXPECT_EQ(read(checkpoint, name), floats_of(tensor)) << name;
+    EXPECT_EQ(floats_of(checkpoint, name), floats_of(tensor)) << name;
   }
   EXPECT_FALSE(checkpoint.has("model.layers.9.x"));
   EXPECT_THAT(thrown<InputError>([&] { checkpoint.view("model.layers.9.x"); }),
@@ -320,7 +308,7 @@ TEST_F(Fp8Test, FusedExpertsHaveScalesOfTheirOwn) {
   const auto scales = counted_scales(4 * 2 * 2);
   tensors[name] = raw_tensor(DType::kF8E4M3, {4, 6, 3}, ones);
   tensors[name + "_scale_inv"] = raw_tensor(DType::kF32, {4, 2, 2}, scales);
-  const auto values = read(open(), name);
+  const auto values = floats_of(open(), name);
   for (int e = 0; e < 4; ++e) {
     for (int i = 0; i < 6; ++i) {
       for (int j = 0; j < 3; ++j) {
@@ -336,7 +324,7 @@ TEST_F(Fp8Test, NanCodesStayNan) {
   codes[4] = 0xff;
   tensors[kUpProj] = raw_tensor(DType::kF8E4M3, shape, codes);
   set_scale(raw_tensor(DType::kF32, {1, 1}, std::vector{1.0f}));
-  const auto values = read(open(), kUpProj);
+  const auto values = floats_of(open(), kUpProj);
   EXPECT_TRUE(std::isnan(values[3]) && std::isnan(values[4]));
   EXPECT_FALSE(std::isnan(values[5]));
 }
@@ -403,7 +391,7 @@ TEST_F(ShardedTest, OpensAllShards) {
   const auto checkpoint = open_sharded();
   EXPECT_THAT(checkpoint.notices(), IsEmpty());
   for (const auto& [name, tensor] : tensors) {
-    EXPECT_EQ(read(checkpoint, name), floats_of(tensor)) << name;
+    EXPECT_EQ(floats_of(checkpoint, name), floats_of(tensor)) << name;
   }
 }
 

@@ -31,7 +31,7 @@ std::map<std::string, TensorView, std::less<>> parse(const std::string& file) {
   return parse_safetensors(std::as_bytes(std::span(file)), "x.safetensors");
 }
 
-std::string refusal(const std::string& file) {
+std::string refusal_of(const std::string& file) {
   return thrown<InputError>([&] { parse(file); });
 }
 
@@ -77,7 +77,7 @@ struct Hostile {
 class HostileSafetensors : public ::testing::TestWithParam<Hostile> {};
 
 TEST_P(HostileSafetensors, IsRefused) {
-  const auto message = refusal(GetParam().file);
+  const auto message = refusal_of(GetParam().file);
   EXPECT_THAT(message, HasSubstr(GetParam().message));
   EXPECT_THAT(message, HasSubstr("x.safetensors"));
   EXPECT_EQ(message.find('\n'), std::string::npos);
@@ -180,7 +180,7 @@ TEST(Safetensors, EveryTruncationIsRefused) {
   const auto file = valid_file();
   ASSERT_EQ(parse(file).size(), 2u);
   for (std::size_t length = 0; length < file.size(); ++length) {
-    EXPECT_NE(refusal(file.substr(0, length)), "") << length;
+    EXPECT_NE(refusal_of(file.substr(0, length)), "") << length;
   }
 }
 

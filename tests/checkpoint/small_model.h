@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "indexcache/checkpoint/checkpoint.h"
 #include "indexcache/checkpoint/config.h"
 #include "indexcache/checkpoint/safetensors.h"
 #include "indexcache/checkpoint/tensor_table.h"
@@ -54,6 +55,20 @@ RawTensor raw_tensor(DType dtype, std::vector<std::int64_t> shape,
                      const std::vector<Value>& values) {
   const auto bytes = std::as_bytes(std::span(values));
   return {dtype, std::move(shape), {bytes.begin(), bytes.end()}};
+}
+
+inline std::vector<float> floats_of(const RawTensor& tensor) {
+  std::vector<float> values(tensor.bytes.size() / sizeof(float));
+  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+  return values;
+}
+
+// A tensor of a checkpoint as floats.
+inline std::vector<float> floats_of(const Checkpoint& checkpoint, const std::string& name) {
+  const auto& view = checkpoint.view(name);
+  std::vector<float> values(static_cast<std::size_t>(view.num_elements()));
+  checkpoint.read(name, view.shape, values);
+  return values;
 }
 
 // Value number i of the n-th tensor: distinct and exact in bf16.

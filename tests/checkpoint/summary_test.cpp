@@ -12,7 +12,7 @@
 namespace indexcache {
 namespace {
 
-ModelConfig published(const char* name) {
+ModelConfig published_config(const char* name) {
   const auto path = fmt::format("{}/tests/golden/configs/{}.json", INDEXCACHE_SOURCE_DIR, name);
   return parse_config(nlohmann::json::parse(read_file(path)), path);
 }
@@ -31,7 +31,7 @@ std::int64_t count(const std::vector<TensorSpec>& tensors) {
 // The table of tensors gives GLM-5.2's published total, its MTP layer (a sparse Full layer plus
 // enorm, hnorm, eh_proj and shared_head.norm) included.
 TEST(TensorTable, Glm52HasItsPublishedNumberOfParameters) {
-  const auto config = published("glm_5_2_fp8");
+  const auto config = published_config("glm_5_2_fp8");
   for (const auto layout : {ExpertLayout::kPerExpert, ExpertLayout::kFused}) {
     const auto layer = [&](int index) {
       return count(layer_tensors(config, index)) + count(expert_tensors(config, index, layout));
@@ -51,9 +51,9 @@ TEST(CachedBytesPerToken, OfThePublishedModels) {
   const auto bytes = [](const ModelConfig& config) {
     return cached_bytes_per_token(config, config.schedule).total();
   };
-  EXPECT_EQ(bytes(published("deepseek_v3_2")), 85'888);
-  EXPECT_EQ(bytes(published("glm_5")), 109'824);
-  EXPECT_EQ(bytes(published("glm_5_2_fp8")), 95'232);
+  EXPECT_EQ(bytes(published_config("deepseek_v3_2")), 85'888);
+  EXPECT_EQ(bytes(published_config("glm_5")), 109'824);
+  EXPECT_EQ(bytes(published_config("glm_5_2_fp8")), 95'232);
 }
 
 TEST(Summarize, CountsEveryTensorOnce) {

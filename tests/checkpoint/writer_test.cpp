@@ -20,17 +20,12 @@ namespace indexcache {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::floats_of;
 using ::testing::HasSubstr;
 using testing::small_config;
 using testing::small_tensors;
 using testing::TemporaryFolder;
 using testing::thrown;
-
-std::vector<float> floats_of(const testing::RawTensor& tensor) {
-  std::vector<float> values(tensor.bytes.size() / sizeof(float));
-  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
-  return values;
-}
 
 std::vector<OutputTensor> small_output(const ModelConfig& config, DType dtype) {
   std::vector<OutputTensor> output;
@@ -50,13 +45,6 @@ std::set<std::string> files_in(const fs::path& folder) {
   return names;
 }
 
-std::vector<float> read(const Checkpoint& checkpoint, const std::string& name) {
-  const auto& view = checkpoint.view(name);
-  std::vector<float> values(static_cast<std::size_t>(view.num_elements()));
-  checkpoint.read(name, view.shape, values);
-  return values;
-}
-
 TEST(WriteModelFolder, ReadsBackInEveryFormat) {
   const auto config = parse_config(small_config(), "config.json");
   for (const auto dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -68,7 +56,8 @@ TEST(WriteModelFolder, ReadsBackInEveryFormat) {
     EXPECT_EQ(checkpoint.config().schedule, config.schedule);
     for (const auto& [name, tensor] : small_tensors(config)) {
       EXPECT_EQ(checkpoint.view(name).dtype, dtype);
-      EXPECT_EQ(read(checkpoint, name), floats_of(tensor)) << name;  // all are exact in 16 bits
+      EXPECT_EQ(floats_of(checkpoint, name), floats_of(tensor))
+          << name;  // all are exact in 16 bits
     }
   }
 }
@@ -92,7 +81,7 @@ TEST(WriteModelFolder, SplitsIntoShardsThatTheIndexNames) {
   EXPECT_EQ(index["metadata"]["total_size"], total);
   const auto checkpoint = Checkpoint::open(folder.path() / "m");
   for (const auto& [name, tensor] : small_tensors(config)) {
-    EXPECT_EQ(read(checkpoint, name), floats_of(tensor)) << name;
+    EXPECT_EQ(floats_of(checkpoint, name), floats_of(tensor)) << name;
   }
 }
 
@@ -108,7 +97,7 @@ TEST(WriteModelFolder, WritesFp8WithScales) {
             (std::vector<std::int64_t>{2, 2}));
   for (const auto& [name, tensor] : small_tensors(config)) {
     const auto expected = floats_of(tensor);
-    const auto values = read(checkpoint, name);
+    const auto values = floats_of(checkpoint, name);
     for (std::size_t i = 0; i < values.size(); ++i) {
       // Half a step of three fraction bits, or of the smallest number a block of maximum 12 holds.
       ASSERT_NEAR(values[i], expected[i], std::max(std::fabs(expected[i]) / 16, 12.0f / 448 / 512))

@@ -28,7 +28,7 @@ const std::vector<Pattern>& two_patterns() {
   return patterns;
 }
 
-std::string error_of(const std::function<void()>& action) {
+std::string journal_error(const std::function<void()>& action) {
   try {
     action();
   } catch (const InputError& error) {
@@ -53,7 +53,7 @@ TEST(Journal, GivesBackWhatWasAppended) {
   ASSERT_NE(journal.find(0, 2, two_patterns()), nullptr);
   EXPECT_EQ(*journal.find(0, 2, two_patterns()), losses);
   EXPECT_EQ(journal.find(0, 1, two_patterns()), nullptr);
-  EXPECT_THAT(error_of([&] { journal.find(1, 0, {Pattern::full(4)}); }),
+  EXPECT_THAT(journal_error([&] { journal.find(1, 0, {Pattern::full(4)}); }),
               HasSubstr("holds other patterns"));
   journal.remove();
   EXPECT_FALSE(std::filesystem::exists(path));
@@ -88,7 +88,7 @@ TEST(Journal, RefusesIncreasesOfAnotherShape) {
     const testing::TemporaryFolder folder;
     const auto path = folder.path() / "journal";
     { Journal(path, setup_with_seed(1)).append_increases(0, increases); }
-    EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(1)); }),
+    EXPECT_THAT(journal_error([&] { Journal journal(path, setup_with_seed(1)); }),
                 HasSubstr("line 2: expected a line of a search journal"));
   }
 }
@@ -120,11 +120,11 @@ TEST(Journal, RefusesAnotherSearchsJournal) {
   const auto path = folder.path() / "journal";
   { Journal(path, setup_with_seed(1)).append(0, 0, two_patterns(), {1, 2}); }
   const std::string whole = read_file(path);
-  EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(2)); }),
+  EXPECT_THAT(journal_error([&] { Journal journal(path, setup_with_seed(2)); }),
               HasSubstr("other settings (/calibration/seed: 1 there, 2 here)"));
   auto other = setup_with_seed(1);
   other.keep = 2;
-  EXPECT_THAT(error_of([&] { Journal journal(path, other); }), HasSubstr("/keep: none there"));
+  EXPECT_THAT(journal_error([&] { Journal journal(path, other); }), HasSubstr("/keep: none there"));
   EXPECT_EQ(read_file(path), whole);
 }
 
@@ -149,7 +149,7 @@ TEST(Journal, RefusesOtherFilesAndLeavesThemAlone) {
   for (const char* contents : {"my notes\n", "{}\n", "[1,2]\n\n", "{\"journal\": 3}\n", "my notes",
                                "my notes\nmore", "{\"journal\":\"indexcache search journal 2\""}) {
     const auto path = folder.write("journal", contents);
-    EXPECT_THAT(error_of([&] { Journal journal(path, setup_with_seed(1)); }),
+    EXPECT_THAT(journal_error([&] { Journal journal(path, setup_with_seed(1)); }),
                 HasSubstr("line 1: expected a line of a search journal"));
     EXPECT_EQ(read_file(path), contents);
   }
@@ -158,7 +158,7 @@ TEST(Journal, RefusesOtherFilesAndLeavesThemAlone) {
 TEST(Journal, IsOneSearchsAtATime) {
   const testing::TemporaryFolder folder;
   Journal journal(folder.path() / "journal", setup_with_seed(1));
-  EXPECT_THAT(error_of([&] { Journal(folder.path() / "journal", setup_with_seed(1)); }),
+  EXPECT_THAT(journal_error([&] { Journal(folder.path() / "journal", setup_with_seed(1)); }),
               HasSubstr("another search is writing it"));
 }
 

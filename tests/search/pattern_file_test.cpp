@@ -14,7 +14,7 @@ namespace indexcache {
 namespace {
 
 using nlohmann::json;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 PatternFile example(std::optional<int> keep = {}) {
   const ToyLoss toy(8, 6, 1);
@@ -149,7 +149,7 @@ TEST(PatternFile, HostileFilesGiveOneClearError) {
       ADD_FAILURE() << "accepted: " << hostile.error;
     } catch (const InputError& error) {
       EXPECT_THAT(error.what(), HasSubstr(hostile.error));
-      EXPECT_THAT(error.what(), testing::Not(HasSubstr("\n")));
+      EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("\n")));
     }
   }
   const auto text = good.dump(2);

@@ -14,8 +14,8 @@
 namespace indexcache {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 // Evaluates by a function of one pattern and keeps what was asked.
 struct Recorder {
@@ -160,7 +160,7 @@ TEST(Search, GreedyAndRoutedFollowTheirDefinition) {
         for (const Pattern& other : reachable) {
           EXPECT_LE(budget.losses.mean(), toy(other).mean()) << current.str();
         }
-        EXPECT_THAT(reachable, testing::Contains(budget.pattern));
+        EXPECT_THAT(reachable, ::testing::Contains(budget.pattern));
         current = budget.pattern;
       }
       EXPECT_EQ(result.evaluations, static_cast<std::int64_t>(evaluations));

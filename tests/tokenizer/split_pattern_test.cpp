@@ -31,7 +31,7 @@ std::vector<std::string> split(std::string_view pattern, std::string_view text,
   return run({SplitStep{translate_split_pattern(pattern, "t"), keeps}}, text);
 }
 
-std::string error_of(std::string_view pattern) {
+std::string pattern_error(std::string_view pattern) {
   try {
     split(pattern, "x");
   } catch (const InputError& error) {
@@ -78,46 +78,46 @@ TEST(SplitPattern, PrefixesEachPieceWithASpace) {
 }
 
 TEST(SplitPattern, RefusesByNameWhatTheLibrariesReadDifferently) {
-  EXPECT_THAT(error_of("a."), HasSubstr("found a bare ."));
-  EXPECT_THAT(error_of("^a"), HasSubstr("found a bare ^"));
-  EXPECT_THAT(error_of("a$"), HasSubstr("found a bare $"));
-  EXPECT_THAT(error_of(R"(\d)"), HasSubstr(R"(found \ before "d")"));
-  EXPECT_THAT(error_of(R"(\w)"), HasSubstr(R"(found \ before "w")"));
-  EXPECT_THAT(error_of(R"(\b)"), HasSubstr(R"(found \ before "b")"));
-  EXPECT_THAT(error_of(R"((a)\1)"), HasSubstr(R"(found \ before "1")"));
-  EXPECT_THAT(error_of(R"(\p{Lu})"), HasSubstr(R"(found \p with "Lu")"));
-  EXPECT_THAT(error_of(R"(\p{Han}+)"), HasSubstr(R"(found \p with "Han")"));
-  EXPECT_THAT(error_of(R"(\p{L)"), HasSubstr(R"(found \p with "L")"));
-  EXPECT_THAT(error_of("(?<=a)b"), HasSubstr("the group \"(?<\""));
-  EXPECT_THAT(error_of("(?>a)"), HasSubstr("the group \"(?>\""));
-  EXPECT_THAT(error_of("(*ACCEPT)"), HasSubstr("the group \"(*A\""));
-  EXPECT_THAT(error_of("(?i)a"), HasSubstr("the group \"(?i\""));
-  EXPECT_THAT(error_of("(?i:ss)"), HasSubstr("one ligature"));
-  EXPECT_THAT(error_of("(?i:\u00E9)"), HasSubstr("beyond ASCII"));
-  EXPECT_THAT(error_of("(?i:[^s])"), HasSubstr("a negated class in (?i:"));
-  EXPECT_THAT(error_of(R"((?i:a\p{L}))"),
+  EXPECT_THAT(pattern_error("a."), HasSubstr("found a bare ."));
+  EXPECT_THAT(pattern_error("^a"), HasSubstr("found a bare ^"));
+  EXPECT_THAT(pattern_error("a$"), HasSubstr("found a bare $"));
+  EXPECT_THAT(pattern_error(R"(\d)"), HasSubstr(R"(found \ before "d")"));
+  EXPECT_THAT(pattern_error(R"(\w)"), HasSubstr(R"(found \ before "w")"));
+  EXPECT_THAT(pattern_error(R"(\b)"), HasSubstr(R"(found \ before "b")"));
+  EXPECT_THAT(pattern_error(R"((a)\1)"), HasSubstr(R"(found \ before "1")"));
+  EXPECT_THAT(pattern_error(R"(\p{Lu})"), HasSubstr(R"(found \p with "Lu")"));
+  EXPECT_THAT(pattern_error(R"(\p{Han}+)"), HasSubstr(R"(found \p with "Han")"));
+  EXPECT_THAT(pattern_error(R"(\p{L)"), HasSubstr(R"(found \p with "L")"));
+  EXPECT_THAT(pattern_error("(?<=a)b"), HasSubstr("the group \"(?<\""));
+  EXPECT_THAT(pattern_error("(?>a)"), HasSubstr("the group \"(?>\""));
+  EXPECT_THAT(pattern_error("(*ACCEPT)"), HasSubstr("the group \"(*A\""));
+  EXPECT_THAT(pattern_error("(?i)a"), HasSubstr("the group \"(?i\""));
+  EXPECT_THAT(pattern_error("(?i:ss)"), HasSubstr("one ligature"));
+  EXPECT_THAT(pattern_error("(?i:\u00E9)"), HasSubstr("beyond ASCII"));
+  EXPECT_THAT(pattern_error("(?i:[^s])"), HasSubstr("a negated class in (?i:"));
+  EXPECT_THAT(pattern_error(R"((?i:a\p{L}))"),
               HasSubstr("a class other than of ASCII characters in (?i:"));
-  EXPECT_THAT(error_of(R"((?i:[a\S]))"),
+  EXPECT_THAT(pattern_error(R"((?i:[a\S]))"),
               HasSubstr("a class other than of ASCII characters in (?i:"));
-  EXPECT_THAT(error_of("[[:alpha:]]"), HasSubstr("a [ inside a class"));
-  EXPECT_THAT(error_of("[a-z&&b]"), HasSubstr("&& inside a class"));
-  EXPECT_THAT(error_of("[]"), HasSubstr("an empty []"));
-  EXPECT_THAT(error_of("[a"), HasSubstr("a class without its ]"));
-  EXPECT_THAT(error_of("[z-a]"), HasSubstr("runs backwards"));
-  EXPECT_THAT(error_of(R"([a-\s])"), HasSubstr("ends in no character"));
-  EXPECT_THAT(error_of("(a"), HasSubstr("a group without its )"));
-  EXPECT_THAT(error_of("a)"), HasSubstr("a ) without its group"));
-  EXPECT_THAT(error_of("a\\"), HasSubstr("a \\ at the end"));
-  EXPECT_THAT(error_of("*a"), HasSubstr("nothing that can repeat"));
-  EXPECT_THAT(error_of("a**"), HasSubstr("nothing that can repeat"));
-  EXPECT_THAT(error_of("(?!a)+"), HasSubstr("nothing that can repeat"));
-  EXPECT_THAT(error_of("a{,3}"), HasSubstr("where a count should be"));
-  EXPECT_THAT(error_of("a{1,2,3}"), HasSubstr("where a count should be"));
-  EXPECT_THAT(error_of("a{2}?"), HasSubstr("lazy or possessive"));
-  EXPECT_THAT(error_of("a{3,2}"), HasSubstr("PCRE2 refuses"));
-  EXPECT_THAT(error_of("a|"), HasSubstr("can match the empty string"));
-  EXPECT_THAT(error_of(""), HasSubstr("can match the empty string"));
-  EXPECT_THAT(error_of(std::string(1000, '(') + "a" + std::string(1000, ')')),
+  EXPECT_THAT(pattern_error("[[:alpha:]]"), HasSubstr("a [ inside a class"));
+  EXPECT_THAT(pattern_error("[a-z&&b]"), HasSubstr("&& inside a class"));
+  EXPECT_THAT(pattern_error("[]"), HasSubstr("an empty []"));
+  EXPECT_THAT(pattern_error("[a"), HasSubstr("a class without its ]"));
+  EXPECT_THAT(pattern_error("[z-a]"), HasSubstr("runs backwards"));
+  EXPECT_THAT(pattern_error(R"([a-\s])"), HasSubstr("ends in no character"));
+  EXPECT_THAT(pattern_error("(a"), HasSubstr("a group without its )"));
+  EXPECT_THAT(pattern_error("a)"), HasSubstr("a ) without its group"));
+  EXPECT_THAT(pattern_error("a\\"), HasSubstr("a \\ at the end"));
+  EXPECT_THAT(pattern_error("*a"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(pattern_error("a**"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(pattern_error("(?!a)+"), HasSubstr("nothing that can repeat"));
+  EXPECT_THAT(pattern_error("a{,3}"), HasSubstr("where a count should be"));
+  EXPECT_THAT(pattern_error("a{1,2,3}"), HasSubstr("where a count should be"));
+  EXPECT_THAT(pattern_error("a{2}?"), HasSubstr("lazy or possessive"));
+  EXPECT_THAT(pattern_error("a{3,2}"), HasSubstr("PCRE2 refuses"));
+  EXPECT_THAT(pattern_error("a|"), HasSubstr("can match the empty string"));
+  EXPECT_THAT(pattern_error(""), HasSubstr("can match the empty string"));
+  EXPECT_THAT(pattern_error(std::string(1000, '(') + "a" + std::string(1000, ')')),
               HasSubstr("PCRE2 refuses"));
 }
 

@@ -15,7 +15,7 @@ using nlohmann::json;
 using testing::HasSubstr;
 using testing_support::small_tokenizer;
 
-std::string error_of(const std::string& text) {
+std::string file_error(const std::string& text) {
   try {
     Tokenizer::from_json(text, "t.json");
   } catch (const InputError& error) {
@@ -28,36 +28,36 @@ std::string error_of(const std::string& text) {
 std::string error_with(const char* pointer, const json& value) {
   json file = small_tokenizer();
   file[json::json_pointer(pointer)] = value;
-  return error_of(file.dump());
+  return file_error(file.dump());
 }
 
 std::string error_without(const char* parent, const char* key) {
   json file = small_tokenizer();
   file[json::json_pointer(parent)].erase(key);
-  return error_of(file.dump());
+  return file_error(file.dump());
 }
 
 TEST(TokenizerFile, TheGoodFileIsGood) {
-  EXPECT_EQ(error_of(small_tokenizer().dump()), "no error");
+  EXPECT_EQ(file_error(small_tokenizer().dump()), "no error");
 }
 
 TEST(TokenizerFile, NamesWhatIsNotJson) {
-  EXPECT_EQ(error_of(""), "t.json: expected JSON, found a syntax error at byte 1");
-  EXPECT_EQ(error_of("{\"a\": "), "t.json: expected JSON, found a syntax error at byte 7");
-  EXPECT_THAT(error_of("{\"a\": \"\xFF\"}"), HasSubstr("expected JSON"));
-  EXPECT_THAT(error_of("{\"a\": \"\\ud800\"}"), HasSubstr("expected JSON"));
-  EXPECT_THAT(error_of("{\"a\": 1e999}"), HasSubstr("expected JSON"));
-  EXPECT_EQ(error_of("[]"), "t.json: expected an object, found an array");
-  EXPECT_THAT(error_of("{}"), HasSubstr("t.json: "));
-  EXPECT_THAT(error_of(std::string(100000, '[')), HasSubstr("expected JSON"));
-  EXPECT_THAT(error_of(std::string(100000, '[') + std::string(100000, ']')),
+  EXPECT_EQ(file_error(""), "t.json: expected JSON, found a syntax error at byte 1");
+  EXPECT_EQ(file_error("{\"a\": "), "t.json: expected JSON, found a syntax error at byte 7");
+  EXPECT_THAT(file_error("{\"a\": \"\xFF\"}"), HasSubstr("expected JSON"));
+  EXPECT_THAT(file_error("{\"a\": \"\\ud800\"}"), HasSubstr("expected JSON"));
+  EXPECT_THAT(file_error("{\"a\": 1e999}"), HasSubstr("expected JSON"));
+  EXPECT_EQ(file_error("[]"), "t.json: expected an object, found an array");
+  EXPECT_THAT(file_error("{}"), HasSubstr("t.json: "));
+  EXPECT_THAT(file_error(std::string(100000, '[')), HasSubstr("expected JSON"));
+  EXPECT_THAT(file_error(std::string(100000, '[') + std::string(100000, ']')),
               HasSubstr("expected an object"));
 }
 
 TEST(TokenizerFile, EveryCutIsAnError) {
   const std::string text = small_tokenizer().dump();
   for (std::size_t size = 0; size < text.size(); size += 37) {
-    EXPECT_THAT(error_of(text.substr(0, size)), HasSubstr("expected JSON")) << size;
+    EXPECT_THAT(file_error(text.substr(0, size)), HasSubstr("expected JSON")) << size;
   }
 }
 

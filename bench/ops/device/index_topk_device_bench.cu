@@ -4,7 +4,8 @@
 //
 // FILE is what `indexcache trace --index-inputs LAYERS` wrote: its last queries over all its keys.
 // Beside prefill times stand how many keys the lists of candidates took and how often one overflowed,
-// from a launch that counts.
+// from a launch that counts. A model's queries are timed without seeds and with the sets of its own layer
+// and of the three before as seeds.
 #include <cublasLt.h>
 
 #include <cmath>
@@ -204,6 +205,68 @@ void add_prefill(DeviceSuite& suite, IndexKeyFormat format, int queries, int key
   if (note.empty()) add_prefill_peer(suite, name, p, flops);
 }
 
+// The queries of a group of eight: of their own, or all the same as the first, as neighbours would be if
+// they looked for the same keys.
+enum class Neighbours { kIndependent, kAlike };
+
+// The last of eight neighbours get the first's rows of so many bytes.
+void make_alike(const void* rows, int queries, long bytes) {
+  auto* base = static_cast<char*>(const_cast<void*>(rows));
+  for (int i = 0; i < queries; ++i) {
+    if (i % 8 == 0) continue;
+    require_cuda(
+        cudaMemcpy(base + i * bytes, base + i / 8 * 8 * bytes, bytes, cudaMemcpyDeviceToDevice),
+        "cudaMemcpy");
+  }
+}
+
+// Seeds of k keys a query, of which a share is of its true set, the rest anywhere in the range; of
+// queries that are alike the same. Beside them the call without.
+void add_seeded(DeviceSuite& suite, int queries, int keys, Neighbours neighbours) {
+  const std::string name = describe(IndexKeyFormat::kE4M3, queries, keys, 32) +
+                           (neighbours == Neighbours::kAlike ? " alike" : "") + ", ";
+  if (!suite.takes(name + "seeds")) return;
+  IndexTopkCudaParams p;
+  IndexTopkPlan plan;
+  p.num_queries = queries, p.num_heads = 32, p.num_keys = keys, p.top_k = kTopK;
+  p.q = random_rows(long{queries} * 32, p.format, {}, 1);
+  p.keys = random_rows(keys, p.format, {}, 2);
+  p.key_stride = 128;
+  p.key_scale = random_floats(keys, 0.01f, 0.012f, 3);
+  p.weights = random_floats(long{queries} * 32, -0.5f, 1.0f, 4);
+  if (neighbours == Neighbours::kAlike) {
+    make_alike(p.q, queries, 32 * 128);
+    make_alike(p.weights, queries, 32 * sizeof(float));
+  }
+  p.end = to_device(std::vector<std::int32_t>(queries, keys));
+  plan_and_bind(p, plan);
+  const double flops = 256.0 * 32 * queries * keys;
+  const auto add = [&](const std::string& note) {
+    suite.add({name + note, flops, 0,
+               [=](cudaStream_t stream) { index_topk_cuda(p, plan, stream); }, 1,
+               list_figures(p, plan)});
+  };
+  add("seeds none");
+  std::vector<std::int32_t> best(std::size_t(queries) * kTopK);
+  require_cuda(cudaMemcpy(best.data(), p.out, best.size() * 4, cudaMemcpyDeviceToHost), "sets");
+  p.num_seeds = kTopK, p.seed_stride = kTopK;
+  for (const int percent : {0, 50, 80, 95, 100}) {
+    std::vector<std::int32_t> seeds(best.size());
+    std::mt19937 random(percent);
+    for (int query = 0; query < queries; ++query) {
+      if (neighbours == Neighbours::kAlike) random.seed(percent + 1000 * (query / 8));
+      for (int i = 0; i < kTopK; ++i) {
+        const bool kept = static_cast<int>(random() % 100) < percent;
+        const auto any = static_cast<std::int32_t>(random() % keys);
+        const std::size_t at = std::size_t(query) * kTopK + i;
+        seeds[at] = kept ? best[at] : any;
+      }
+    }
+    p.seeds = to_device(seeds);
+    add("seeds of which " + std::to_string(percent) + " % are right");
+  }
+}
+
 // Rows of 128 as e4m3, each by its own scale: its largest magnitude becomes e4m3's.
 struct QuantisedRows {
   std::vector<std::uint8_t> bytes;
@@ -254,6 +317,15 @@ void add_real(DeviceSuite& suite, const std::string& path) {
                  flops, 0, call, 1, list_figures(p, plan)});
     };
     add(" model's");
+    for (const int other : file.layers("index_set")) {
+      if (other > layer || other < layer - 3) continue;
+      const auto seeds = file.last_rows<std::int32_t>("index_set", other, kQueries);
+      IndexTopkCudaParams unseeded = p;
+      p.seeds = to_device(seeds);
+      p.num_seeds = static_cast<std::int32_t>(seeds.size() / kQueries), p.seed_stride = p.num_seeds;
+      add(" model's, seeds of layer " + std::to_string(other));
+      p = unseeded;
+    }
     p.q = random_rows(long{kQueries} * p.num_heads, p.format, {}, 1);
     p.keys = random_rows(p.num_keys, p.format, {}, 2);
     p.key_scale = random_floats(p.num_keys, 0.01f, 0.012f, 3);
@@ -392,6 +464,10 @@ void add_cases(DeviceSuite& suite) {
   add_hard({Kind::kZeroPlateau}, " zero plateau");
   for (const int stretch : {16, 64, 256, 1024, 4096})
     add_hard({Kind::kClustered, stretch}, " clustered by " + std::to_string(stretch));
+  for (const Neighbours neighbours : {Neighbours::kIndependent, Neighbours::kAlike}) {
+    add_seeded(suite, 2048, 200704, neighbours);
+    add_seeded(suite, 4096, 65536, neighbours);
+  }
   for (const int heads : {32, 64}) {
     add_decode(suite, 1, 200704, heads);
     add_decode(suite, 16, 131072, heads);

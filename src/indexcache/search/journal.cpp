@@ -17,7 +17,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view kFormat = "indexcache search journal 1";
+constexpr std::string_view kJournalFormat = "indexcache search journal 1";
 
 // FNV-1a over the patterns' sources.
 std::uint64_t digest_of(const std::vector<Pattern>& patterns) {
@@ -74,7 +74,7 @@ Journal::Journal(std::filesystem::path path, const SearchSetup& setup) : path_(s
       throw input_error("{}: another search is writing it", path_.string());
     }
     const json here = to_json(setup);
-    header_ = json({{"journal", kFormat}, {"setup", here}}).dump() + "\n";
+    header_ = json({{"journal", kJournalFormat}, {"setup", here}}).dump() + "\n";
     const std::string text = read_file(path_);
     // What follows the last newline was torn by a kill; without one it is all of the file, and ours
     // only if it begins as our header does.
@@ -116,7 +116,7 @@ void Journal::read_lines(const std::string& text, const json& setup, int num_lay
     begin = end + 1;
     try {
       if (number == 0) {
-        if (line.at("journal") != kFormat) throw json::other_error::create(500, "", nullptr);
+        if (line.at("journal") != kJournalFormat) throw json::other_error::create(500, "", nullptr);
         if (line.at("setup") != setup) {
           throw input_error(
               "{}: belongs to a search with other settings ({}); delete it to begin anew",

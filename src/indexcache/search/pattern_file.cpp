@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
-constexpr std::string_view kFormat = "indexcache pattern file";
+constexpr std::string_view kPatternFileFormat = "indexcache pattern file";
 constexpr int kVersion = 1;
 // Far above any model; keeps hostile files from asking for memory.
 constexpr std::size_t kMaxLayers = 4096;
@@ -222,7 +222,7 @@ OrderedJson to_json(const SearchSetup& setup) {
 }
 
 OrderedJson to_json(const PatternFile& file) {
-  OrderedJson json = {{"format", kFormat}, {"version", kVersion}};
+  OrderedJson json = {{"format", kPatternFileFormat}, {"version", kVersion}};
   json.update(to_json(file.setup));
   json["start"]["loss"] = file.start_loss;
   json["evaluations"] = file.evaluations;
@@ -252,8 +252,8 @@ PatternFile parse_pattern_file(std::string_view text, const std::string& where) 
     throw expectation_error(where, "a pattern file (JSON)", "a number beyond any range");
   }
   const Entry entry(json, where);
-  if (!entry.has("format") || entry.at("format") != kFormat) {
-    throw expectation_error(entry.path("format"), fmt::format("\"{}\"", kFormat),
+  if (!entry.has("format") || entry.at("format") != kPatternFileFormat) {
+    throw expectation_error(entry.path("format"), fmt::format("\"{}\"", kPatternFileFormat),
                             entry.has("format") ? describe(entry.at("format")) : "none");
   }
   const auto version = entry.at("version");

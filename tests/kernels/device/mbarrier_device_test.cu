@@ -61,6 +61,45 @@ __global__ void one_arrives(const int* in, int* out) {
   }
 }
 
+// One lane arrives for two warps that have met at a numbered barrier.
+__global__ void met_before(const int* in, int* out) {
+  __shared__ Shared shared;
+  prepare(shared, 1, 1);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp < 2) {
+    if (lane / 16 == warp) shared.value[lane] = in[lane];
+    barrier_sync(1, 64);
+    if (threadIdx.x == 0) mbarrier_arrive(&shared.full);
+  } else {
+    mbarrier_wait(&shared.full, 0);
+    out[lane] = shared.value[other_lane()];
+  }
+}
+
+// All warps but the last meet at barrier 0, again and again, for what they write to each other; the last waits
+// for an mbarrier meanwhile.
+__global__ void met_without_one(const int* in, int* out) {
+  __shared__ Shared shared;
+  prepare(shared, 1, 1);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warps = static_cast<int>(blockDim.x) / 32 - 1;
+  if (warp == warps) {
+    mbarrier_wait(&shared.full, 0);
+    out[lane] = shared.value[other_lane()];
+    return;
+  }
+  int sum = 0;
+  for (int n = 0; n < kRounds; ++n) {
+    if (lane % warps == warp) shared.back[lane] = in[lane] + n;
+    barrier_sync(0, 32 * warps);
+    sum += shared.back[lane];
+    barrier_sync(0, 32 * warps);
+  }
+  if (lane % warps == warp) shared.value[lane] = sum;
+  barrier_sync(0, 32 * warps);
+  if (threadIdx.x == 0) mbarrier_arrive(&shared.full);
+}
+
 // A buffer goes to and fro: one lane gives it back for its warp.
 __global__ void given_back(const int* in, int* out) {
   __shared__ Shared shared;
@@ -177,6 +216,8 @@ int main() {
   if (!find_device()) return kNoDevice;
   check("all lanes arrive", all_arrive, 2, 1, 1, 0);
   check("one lane arrives for its warp", one_arrives, 2, 1, 1, 0);
+  check("one lane arrives for two warps that met", met_before, 3, 1, 1, 0);
+  check("all warps but one meet", met_without_one, 17, 1, 3, 3);
   check("one lane gives back for its warp", given_back, 2, 1, 3, 3);
   check("passed on by a second warp", passed_on, 3, 1, 3, 3);
   check("answered", answered, 2, 1, 3, 3);

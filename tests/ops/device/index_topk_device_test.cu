@@ -1,7 +1,8 @@
 // index_topk's Hopper kernels on the GPU: every path against the double reference and against a
 // selection over the scores that the same kernel dumps. Prints a line per case; exits with 1 if any
 // failed. usage: index_topk_device_test [--small | --layouts] [NAME-PART]
-//   --small    for sanitizers   --layouts  one case a layout, for the slowest of them
+//   --small    small shapes, for sanitizers
+//   --layouts  each layout of the kernels once whole and once in pieces, with seeds too: for racecheck
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -98,7 +99,14 @@ void check_sets(const Problem& p, const std::vector<float>& scores,
   }
 }
 
-bool passes(Problem p, int relaunches) {
+// How much is launched for a case beside the launch that also dumps the scores.
+struct Effort {
+  int relaunches;  // of the same plan
+  std::vector<Blocks> plans;
+  int launches;  // of each of these
+};
+
+bool passes(Problem p, const Effort& effort) {
   std::printf("%-60s", p.name.c_str());
   std::fflush(stdout);
   p.encode();
@@ -108,14 +116,14 @@ bool passes(Problem p, int relaunches) {
   const auto out = device.run(&scores);
   if (p.keys > 0 && p.queries > 0) check_scores(p, scores, outcome);
   check_sets(p, scores, out, outcome);
-  for (int i = 0; i < relaunches && !outcome.failed; ++i) {
+  for (int i = 0; i < effort.relaunches && !outcome.failed; ++i) {
     if (device.run() != out) outcome.fail("relaunch " + std::to_string(i) + " differs");
   }
   if (!device.intact()) outcome.fail("guard bytes were written");
-  for (const Blocks blocks : {Blocks::kOne, Blocks::kTwo}) {
+  for (const Blocks blocks : effort.plans) {
     const std::string name = blocks == Blocks::kOne ? "one block" : "two blocks";
     DeviceProblem few(p, blocks);
-    for (int i = 0; i < 2 && !outcome.failed; ++i) {
+    for (int i = 0; i < effort.launches && !outcome.failed; ++i) {
       if (few.run() != out) outcome.fail(name + " differ");
     }
     if (!few.intact()) outcome.fail("guard bytes were written by " + name);
@@ -231,6 +239,16 @@ std::vector<Make> decode_cases(bool small) {
     cases.push_back([=] { return decoding(gaussian(f, {6, heads, 65536, 2048}, 35), 2, 4); });
   }
   cases.push_back([=] { return decoding(gaussian(f, {1, 32, 200704, 2048}, 36), 1, 5); });
+  // Short ranges of 132 pieces, of which each that has keys has 64, more than it may publish: together they
+  // publish fewer than k, or a few more.
+  for (const int keys : {53 * 64, 56 * 64, 59 * 64, 63 * 64}) {
+    cases.push_back([=] {
+      Problem p = gaussian(f, {1, 32, 200704, 2048}, 55);
+      p.end[0] = keys;
+      p.name += " of which " + std::to_string(keys);
+      return decoding(p, 1, 9);
+    });
+  }
   cases.push_back([=] { return decoding(gaussian(f, {300, 32, 700, 64}, 37), 1, 6); });
   for (const KeyLengths& lengths : hard_lengths(60000)) {
     for (const int tokens : {1, 2}) {
@@ -254,23 +272,33 @@ std::vector<Make> decode_cases(bool small) {
   return cases;
 }
 
-// Every layout of the kernel, from the sample to the rows.
+// Every layout of the kernel: in pieces, and whole, then from the sample or, where there are seeds, from
+// those to the rows.
 std::vector<Make> layout_cases() {
+  constexpr int kKeys = kShortRange + 180, kBest = 64;
   std::vector<Make> cases;
   const auto e4m3 = IndexKeyFormat::kE4M3, bf16 = IndexKeyFormat::kBFloat16;
+  const auto add = [&](IndexKeyFormat format, int heads, bool paged) {
+    for (const bool seeded : {false, true}) {
+      cases.push_back([=] {
+        Problem p = gaussian(format, {9, heads, kKeys, kBest}, 51);
+        p.paged = paged;
+        if (paged) p.name = "pages " + p.name;
+        if (!seeded) return p;
+        p.name = "seeds " + p.name;
+        for (int i = 0; i < 9 * kBest; ++i) p.seeds.push_back(i * 7919 % kKeys);
+        return p;
+      });
+    }
+  };
   for (const int heads : {16, 32, 64}) {
-    cases.push_back([=] { return gaussian(e4m3, {9, heads, 5300, 64}, 51); });
-    cases.push_back([=] {
-      Problem p = gaussian(e4m3, {9, heads, 5300, 64}, 52);
-      p.name = "pages " + p.name;
-      p.paged = true;
-      return p;
-    });
+    add(e4m3, heads, false);
+    add(e4m3, heads, true);
     if (heads == 16) continue;
-    cases.push_back([=] { return gaussian(bf16, {9, heads, 5300, 64}, 53); });
+    add(bf16, heads, false);
     for (const int tokens : {1, 2, 4}) {
       cases.push_back([=] {
-        return decoding(gaussian(e4m3, {tokens * 2, heads, 5300, 64}, 54), tokens, 9);
+        return decoding(gaussian(e4m3, {tokens * 2, heads, kKeys, kBest}, 54), tokens, 9);
       });
     }
   }
@@ -339,6 +367,8 @@ int main(int argc, char** argv) {
   const std::string option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
   const std::string part = argc > 1 + !option.empty() ? argv[1 + !option.empty()] : "";
   const bool small = !option.empty(), layouts = option == "--layouts";
+  const Effort effort = layouts ? Effort{0, {Blocks::kOne}, 1}
+                                : Effort{small ? 1 : 20, {Blocks::kOne, Blocks::kTwo}, 2};
   std::vector<Make> cases = layouts ? layout_cases() : small_cases();
   if (!layouts) {
     for (Make& make : decode_cases(small)) cases.push_back(std::move(make));
@@ -351,7 +381,7 @@ int main(int argc, char** argv) {
     const Problem p = make();
     if (p.name.find(part) == std::string::npos) continue;
     ++run;
-    failed += !passes(p, small ? 1 : 20);
+    failed += !passes(p, effort);
   }
   if (part.empty() && !layouts) {
     for (const int heads : {1, 16, 20, 32, 48, 64}) {

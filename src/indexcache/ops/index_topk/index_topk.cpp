@@ -1,7 +1,6 @@
 #include "indexcache/ops/index_topk/index_topk.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/util/StringUtil.h>
 
 #include <limits>
 #include <optional>
@@ -10,44 +9,38 @@
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
 #include "indexcache/ops/index_topk/index_topk_fused.h"
 #include "indexcache/ops/index_topk/index_topk_params.h"
+#include "indexcache/ops/tensor_check.h"
 #include "indexcache/ops/torch_pool.h"
 
 namespace indexcache {
 namespace {
 
-std::string describe(const at::Tensor& tensor) {
-  return c10::str(tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device());
-}
-
-void require(bool holds, const char* argument, const std::string& expected,
-             const at::Tensor& found) {
-  if (holds) return;
-  throw expectation_error(fmt::format("index_topk: {}", argument), expected, describe(found));
-}
-
 void validate(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& weights,
               const at::Tensor& start, const at::Tensor& end) {
-  require(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
-              (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
-          "q", "a contiguous fp32 or bf16 tensor [M, H, D] with H, D >= 1", q);
-  require(keys.dim() == 2 && keys.size(1) == q.size(2) && keys.scalar_type() == q.scalar_type() &&
-              keys.device() == q.device() && (keys.size(1) == 1 || keys.stride(1) == 1),
-          "keys", fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)),
-          keys);
-  require(keys.size(0) <= std::numeric_limits<std::int32_t>::max(), "keys", "at most 2^31 - 1 rows",
-          keys);
-  require(weights.dim() == 2 && weights.size(0) == q.size(0) && weights.size(1) == q.size(1) &&
-              weights.scalar_type() == at::kFloat && weights.device() == q.device() &&
-              weights.is_contiguous(),
-          "weights", fmt::format("contiguous fp32 [{}, {}] on q's device", q.size(0), q.size(1)),
-          weights);
+  require_tensor(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
+                     (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
+                 "index_topk: q", "a contiguous fp32 or bf16 tensor [M, H, D] with H, D >= 1", q);
+  require_tensor(
+      keys.dim() == 2 && keys.size(1) == q.size(2) && keys.scalar_type() == q.scalar_type() &&
+          keys.device() == q.device() && (keys.size(1) == 1 || keys.stride(1) == 1),
+      "index_topk: keys",
+      fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)), keys);
+  require_tensor(keys.size(0) <= std::numeric_limits<std::int32_t>::max(), "index_topk: keys",
+                 "at most 2^31 - 1 rows", keys);
+  require_tensor(weights.dim() == 2 && weights.size(0) == q.size(0) &&
+                     weights.size(1) == q.size(1) && weights.scalar_type() == at::kFloat &&
+                     weights.device() == q.device() && weights.is_contiguous(),
+                 "index_topk: weights",
+                 fmt::format("contiguous fp32 [{}, {}] on q's device", q.size(0), q.size(1)),
+                 weights);
   const auto require_bound = [&](const at::Tensor& bound, const char* name) {
-    require(bound.dim() == 1 && bound.size(0) == q.size(0) && bound.scalar_type() == at::kInt &&
-                bound.device() == q.device() && bound.is_contiguous(),
-            name, fmt::format("contiguous int32 [{}] on q's device", q.size(0)), bound);
+    require_tensor(bound.dim() == 1 && bound.size(0) == q.size(0) &&
+                       bound.scalar_type() == at::kInt && bound.device() == q.device() &&
+                       bound.is_contiguous(),
+                   name, fmt::format("contiguous int32 [{}] on q's device", q.size(0)), bound);
   };
-  require_bound(start, "start");
-  require_bound(end, "end");
+  require_bound(start, "index_topk: start");
+  require_bound(end, "index_topk: end");
   if (!q.is_cpu()) return;  // to read the ranges back would wait for the device
   for (std::int64_t t = 0; t < q.size(0); ++t) {
     const std::int32_t first = start.const_data_ptr<std::int32_t>()[t];

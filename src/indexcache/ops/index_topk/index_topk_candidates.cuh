@@ -322,21 +322,18 @@ struct GroupCandidates {
            L::kTileKeys;
   }
 
-  // One thread: what the next scan() walks.
+  // One thread of a piece: what scan() walks.
   __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
     shared.walk = walk;
-    if (L::kInPieces) shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
+    shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
   __device__ __forceinline__ void begin(const KeyWalk& walk) const {
-    barrier_sync(kReadBarrier, kThreads);  // none asks for the last walk any more
-    if (threadIdx.x == 0) {
-      open_walk(walk);
-      shared.request = shared.item.group;
-    }
     fence_for_wgmma();  // what selections left in the keys' room, before tensor copies write there
-    barrier_sync(kScanBarrier, kThreads);
+    barrier_sync(kScorersBarrier, kScorers);  // none asks for the last walk any more
+    if (threadIdx.x == 0) hand_over(shared, walk, shared.item.group);
+    barrier_sync(kScorersBarrier, kScorers);
   }
 
   // The scorers: scores the keys of the walk and appends candidates.
@@ -361,8 +358,10 @@ struct GroupCandidates {
     return min(static_cast<int>(mean + 5 * sqrtf(mean)) + 2, sampled);
   }
   // The scorers: thresholds from the scores of `sampled` scattered keys: for each query the one of rank
-  // rank(query), or none where that is 0. Whether all were found.
-  template <class Rank>
+  // rank(query), or none where that is 0. Whether all were found. What select_threshold finds lies
+  // anywhere down to the next key: among few keys, such as seeds, far below. kLeast: the key itself.
+  enum class Reached { kAny, kLeast };
+  template <Reached reached, class Rank>
   __device__ __forceinline__ bool choose_thresholds(int sampled, Room room,
                                                     const Rank& rank) const {
     const QueryTeam<L> team;
@@ -375,6 +374,14 @@ struct GroupCandidates {
       team.sync();
       threshold = select_threshold(team, list, sampled + 1, wanted, room.words, room.count,
                                    shared.select[query]);
+      if (reached == Reached::kLeast && threshold != kEveryKey) {
+        Extremes<RankedKey> reaching;
+        for_each_key(team, list, sampled, [&](RankedKey key, bool valid) {
+          if (valid && key >= threshold) reaching.add({key, key});
+        });
+        team.sync();
+        threshold = join(team, reaching, shared.select[query]).low;
+      }
       if (team.rank == 0) shared.state.threshold[query] = threshold;
     }
     return !barrier_any(kScorersBarrier, kScorers, wanted > 0 && threshold == kEveryKey);

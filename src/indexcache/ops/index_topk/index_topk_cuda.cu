@@ -6,8 +6,8 @@
 // columns, laid out so that a thread holds all heads of its own query: relu, weights and the sum over
 // heads stay in the thread's registers, with nothing exchanged between lanes.
 //
-// Selection. A sample of the keys, one of 64, is scored first; from it each query takes a threshold
-// that about 1.9 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
+// Selection. A sample of the keys, one of 64 or 40, is scored first; from it each query takes a threshold
+// that about 1.9 k or 1.7 k of its keys will reach. (Or seeds are: the k-th best of them is the threshold.) The
 // scan then appends the keys that reach it to a list. If fewer than k did, the group is scanned again
 // without threshold; where a list fills up, it is cut to its best k, whose least becomes the threshold.
 // So the result is exact whatever the keys are; the sample decides the time only. At last a team of
@@ -52,13 +52,12 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     KeyFetcher<L>{p, maps, request, shared}.fetch(
         walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
   } else {
-    for (;;) {
-      barrier_sync(kReadBarrier, kThreads);
-      barrier_sync(kScanBarrier, kThreads);
-      const KeyWalk walk = shared.walk;
-      if (walk.count < 0) return;
+    for (int parity = 0;; parity ^= 1) {
+      mbarrier_wait(&shared.walk_given, parity);
+      if (shared.walk.count < 0) return;
       const int request = p.tokens_per_request > 0 ? shared.request : 0;
-      KeyFetcher<L>{p, maps, request, shared}.fetch(walk, place);
+      KeyFetcher<L>{p, maps, request, shared}.fetch(shared.walk, place);
+      mbarrier_arrive(&shared.walk_fetched);
     }
   }
 }
@@ -73,9 +72,11 @@ __device__ __forceinline__ void select_groups(const IndexTopkCudaParams& p,
     selection.run_piece(item_at(p, plan, blockIdx.x));
   } else {
     for (int i = blockIdx.x; i < plan.groups; i += gridDim.x) selection.run(item_at(p, plan, i));
-    barrier_sync(kReadBarrier, kThreads);
-    if (threadIdx.x == 0) shared.walk.count = -1;
-    barrier_sync(kScanBarrier, kThreads);
+    if (threadIdx.x == 0) {
+      KeyWalk none;
+      none.count = -1;
+      hand_over(shared, none, 0);
+    }
   }
 }
 
@@ -91,6 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       mbarrier_init(&shared.full[stage], kFetchWarps);
       mbarrier_init(&shared.empty[stage], kWarps);
     }
+    mbarrier_init(&shared.walk_given, 1);
+    mbarrier_init(&shared.walk_fetched, kFetchers);
+    shared.walk_parity = 1;
     mbarrier_init_fence();
   }
   // Of a piece the fetchers do not wait for the scorers, who ask for queries meanwhile.

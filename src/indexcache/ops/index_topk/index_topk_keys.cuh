@@ -175,7 +175,7 @@ struct KeyFetcher {
   }
 
   // The fetchers: the tiles of a walk, before one of which the pieces exchange their first bounds.
-  __device__ __forceinline__ void fetch(const KeyWalk walk, Place& place, int bound = 0) const {
+  __device__ __forceinline__ void fetch(const KeyWalk& walk, Place& place, int bound = 0) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
     } else {

@@ -20,14 +20,12 @@ constexpr int kThreads = kScorers + kFetchers;
 // A launch has 5 x 96 registers for five threads: 4 x 112 + 32.
 constexpr int kScorerRegisters = 112, kFetcherRegisters = 32;
 constexpr int kSharedMemory = 227 * 1024;  // that a block may have
-// Numbered barriers: 0 is the scorers' own; of all threads, that a walk begins; of the teams, eight at
-// most; of all, that the last walk is over and none reads which it was; of the fetchers; of each of the
-// four scoring warpgroups.
-constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kReadBarrier = 10,
-              kFetchersBarrier = 11, kWarpgroupBarrier = 12;
+// Numbered barriers: 0 is the scorers' own; of all threads, that a piece's walk begins; of the teams,
+// eight at most; of the fetchers; of each of the four scoring warpgroups.
+constexpr int kScorersBarrier = 0, kScanBarrier = 1, kTeamBarrier = 2, kFetchersBarrier = 10,
+              kWarpgroupBarrier = 11;
 
-constexpr int kBlockRows = 64;    // of a matrix product
-constexpr int kSampleShare = 64;  // one key of so many is sampled
+constexpr int kBlockRows = 64;  // of a matrix product
 constexpr int kMostSampled = 5119;
 constexpr int kPageKeys = 64, kPageScales = kPageKeys * 128;
 
@@ -74,8 +72,9 @@ struct KeyWalk {
   }
 };
 
-__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys) {
-  const int range = keys.count, count = min(range / kSampleShare, kMostSampled);
+// One key of `share`.
+__device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int share) {
+  const int range = keys.count, count = min(range / share, kMostSampled);
   return {keys.first, count, 0, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
@@ -163,10 +162,15 @@ struct Layout {
   static constexpr int kMostStaged = kRows * kOwn;                // by a lane, of a tile
   static constexpr int kStaged = staged;                          // by a lane at most, and one more
   // Who fetches a tile looks at the lists, when the tile a ring before it may not have been staged yet;
-  // a list that is let pass is cut two tiles later at the earliest.
+  // a list that is let pass is cut three tiles later at the latest. A lane that has yet to stage that
+  // tile's scores has room for them.
   static constexpr int kLanesPerQuery = kScorers / (kQueries == 1 ? 2 : kGroupQueries) * kOwn;
-  static constexpr int kMostUncounted = kLanesPerQuery * (kStaged - 1) + (kStages + 3) * kTileKeys;
+  static constexpr int kMostUncounted =
+      kLanesPerQuery * (kStaged - 1 - kMostStaged) + (kStages + 3) * kTileKeys;
   static constexpr int kLimit = kCandidateCapacity - kMostUncounted;
+  // One key of so many is sampled: of 64, some 1.9 k keys reach a query's threshold, with a deviation of an
+  // eighth of that; of 40, 1.7 k with a tenth, for lists that have to be cut sooner.
+  static constexpr int kSampleShare = kLimit > 5120 ? 64 : 40;
   static_assert(kLimit >= 2 * kMostOrdered);
 
   // This thread's part of the queries and block of the keys.
@@ -225,11 +229,13 @@ struct GroupShared {
   // What thread c of a quad has; the rows of four meet no bank twice.
   alignas(16) float weights[L::kParts][4][L::kWeights + 4];
   std::uint64_t full[L::kStages], empty[L::kStages];
-  KeyWalk walk;                   // what the fetchers are to fetch; count < 0: no more
-  int request;                    // whose keys they are
-  KeyWalk range;                  // all keys of the group
-  std::uint32_t cut[L::kStages];  // all bits, if lists are to be cut after the next tile
-  int bound_tile;                 // before which bounds are exchanged; 0: never
+  std::uint64_t walk_given, walk_fetched;  // to the fetchers and by them
+  int walk_parity;                         // of walk_fetched, once the last walk has been
+  KeyWalk walk;                            // what the fetchers are to fetch; count < 0: no more
+  int request;                             // whose keys they are
+  KeyWalk range;                           // all keys of the group
+  std::uint32_t cut[L::kStages];           // all bits, if lists are to be cut after the next tile
+  int bound_tile;                          // before which bounds are exchanged; 0: never
   Item item;
   GroupState state;
   SelectScratch select[L::kGroupQueries];
@@ -238,6 +244,18 @@ struct GroupShared {
   static_assert(kSelectionBytes % (16 * L::kGroupQueries) == 0);
   static_assert(sizeof(HeldScratch) <= sizeof staged && alignof(HeldScratch) <= alignof(float4));
 };
+
+// One thread of the scorers, of whom none reads the last walk any more: a walk for the fetchers, once all
+// of them are through with that one, which they read where it stands: they have no registers for it.
+template <class L>
+__device__ __forceinline__ void hand_over(GroupShared<L>& shared, const KeyWalk& walk,
+                                          int request) {
+  mbarrier_wait(&shared.walk_fetched, shared.walk_parity);
+  shared.walk_parity ^= 1;
+  shared.walk = walk;
+  shared.request = request;
+  mbarrier_arrive(&shared.walk_given);
+}
 
 // Whether a query's list is to be cut.
 template <class L>

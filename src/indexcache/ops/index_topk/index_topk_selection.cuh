@@ -136,12 +136,13 @@ struct GroupSelection {
   // the sample; the scan; where the sample misled, a scan that takes every key.
   __device__ __forceinline__ void select(const KeyWalk& keys) const {
     enum Round { kSeeds, kSample, kScan, kEvery };
+    using Reached = typename GroupCandidates<L>::Reached;
     Round round = kScan;
     KeyWalk first = keys;
     if (keys.count > kShortRange) {
       first = seeded_keys(keys);
       round = first.count > 0 ? kSeeds : kSample;
-      if (round == kSample) first = sampled_keys(keys);
+      if (round == kSample) first = sampled_keys(keys, L::kSampleShare);
     }
     if (threadIdx.x == 0) shared.range = keys;
     candidates.begin(first);
@@ -153,16 +154,16 @@ struct GroupSelection {
       const KeyWalk all = shared.range;
       const int scored = shared.walk.count;
       if (round == kSeeds) {
-        const bool found = candidates.choose_thresholds(
+        const bool found = candidates.template choose_thresholds<Reached::kLeast>(
             scored, room_beside_queries(),
             [&](int query) { return candidates.range(query) > kShortRange ? p.top_k : 0; });
         if (!found && threadIdx.x < kQueries) state.threshold[threadIdx.x] = kEveryKey;
-        candidates.begin(found ? all : sampled_keys(all));
+        candidates.begin(found ? all : sampled_keys(all, L::kSampleShare));
         round = found ? kScan : kSample;
       } else if (round == kSample) {
-        candidates.choose_thresholds(scored, room_beside_queries(), [&](int query) {
-          return candidates.rank_in_sample(query, scored, all.count);
-        });
+        candidates.template choose_thresholds<Reached::kAny>(
+            scored, room_beside_queries(),
+            [&](int query) { return candidates.rank_in_sample(query, scored, all.count); });
         candidates.begin(all);
         round = kScan;
       } else if (settle()) {

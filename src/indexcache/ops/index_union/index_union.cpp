@@ -9,26 +9,19 @@
 #include "indexcache/base/error.h"
 #include "indexcache/ops/cuda_device.h"
 #include "indexcache/ops/index_union/index_union_params.h"
+#include "indexcache/ops/tensor_check.h"
 #include "indexcache/ops/torch_pool.h"
 
 namespace indexcache {
 namespace {
 
-void require(bool holds, const char* argument, const std::string& expected,
-             const at::Tensor& found) {
-  if (holds) return;
-  throw expectation_error(
-      fmt::format("index_union: {}", argument), expected,
-      c10::str(found.scalar_type(), " ", found.sizes(), " on ", found.device()));
-}
-
 void validate(const at::Tensor& indices, const at::Tensor& group_begin) {
-  require(indices.dim() == 2 && indices.scalar_type() == at::kInt && indices.is_contiguous(),
-          "indices", "contiguous int32 [M, k]", indices);
-  require(group_begin.dim() == 1 && group_begin.size(0) >= 1 &&
-              group_begin.scalar_type() == at::kInt && group_begin.is_contiguous() &&
-              group_begin.device() == indices.device(),
-          "group_begin", "contiguous int32 [G + 1] on indices' device", group_begin);
+  require_tensor(indices.dim() == 2 && indices.scalar_type() == at::kInt && indices.is_contiguous(),
+                 "index_union: indices", "contiguous int32 [M, k]", indices);
+  require_tensor(
+      group_begin.dim() == 1 && group_begin.size(0) >= 1 && group_begin.scalar_type() == at::kInt &&
+          group_begin.is_contiguous() && group_begin.device() == indices.device(),
+      "index_union: group_begin", "contiguous int32 [G + 1] on indices' device", group_begin);
 }
 
 // What only the host's own memory lets us see without waiting for a device.

@@ -4,12 +4,12 @@
 #include <ATen/ops/max.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/StringUtil.h>
 
 #include "indexcache/base/error.h"
 #include "indexcache/ops/cuda_device.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_params.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
+#include "indexcache/ops/tensor_check.h"
 #include "indexcache/ops/torch_pool.h"
 
 namespace indexcache {
@@ -21,25 +21,21 @@ constexpr bool kHasCuda = true;
 constexpr bool kHasCuda = false;
 #endif
 
-void require(bool holds, const char* argument, const std::string& expected,
-             const at::Tensor& found) {
-  if (holds) return;
-  throw expectation_error(
-      fmt::format("sparse_mla: {}", argument), expected,
-      c10::str(found.scalar_type(), " ", found.sizes(), " on ", found.device()));
-}
-
 void validate(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& indices,
               std::int64_t value_dim) {
-  require(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
-              (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
-          "q", "a contiguous fp32 or bf16 tensor [M, h, dim] with h, dim >= 1", q);
-  require(kv.dim() == 2 && kv.size(1) == q.size(2) && kv.scalar_type() == q.scalar_type() &&
-              kv.device() == q.device() && (kv.size(1) == 1 || kv.stride(1) == 1),
-          "kv", fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)), kv);
-  require(indices.dim() == 2 && indices.size(0) == q.size(0) && indices.scalar_type() == at::kInt &&
-              indices.device() == q.device() && indices.is_contiguous(),
-          "indices", fmt::format("contiguous int32 [{}, k] on q's device", q.size(0)), indices);
+  require_tensor(q.dim() == 3 && q.is_contiguous() && q.size(1) > 0 && q.size(2) > 0 &&
+                     (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16),
+                 "sparse_mla: q", "a contiguous fp32 or bf16 tensor [M, h, dim] with h, dim >= 1",
+                 q);
+  require_tensor(kv.dim() == 2 && kv.size(1) == q.size(2) && kv.scalar_type() == q.scalar_type() &&
+                     kv.device() == q.device() && (kv.size(1) == 1 || kv.stride(1) == 1),
+                 "sparse_mla: kv",
+                 fmt::format("[N, {}] with contiguous rows, dtype and device of q", q.size(2)), kv);
+  require_tensor(indices.dim() == 2 && indices.size(0) == q.size(0) &&
+                     indices.scalar_type() == at::kInt && indices.device() == q.device() &&
+                     indices.is_contiguous(),
+                 "sparse_mla: indices",
+                 fmt::format("contiguous int32 [{}, k] on q's device", q.size(0)), indices);
   if (value_dim < 1 || value_dim > q.size(2)) {
     throw expectation_error("sparse_mla: value_dim", fmt::format("1 to {}", q.size(2)),
                             std::to_string(value_dim));
