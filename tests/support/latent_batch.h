@@ -86,8 +86,12 @@ class Batch {
     if (workspace_) p.workspace = workspace_->data();
     sparse_mla_wgmma_cuda(p, stream);
   }
-  // From now on launches have a workspace, whose bytes are not 0.
-  void lend_workspace() { workspace_.emplace(sparse_mla_wgmma_workspace(params())); }
+  // From now on launches have a workspace, whose bytes are not 0. Returns how many: none where no work is cut.
+  std::int64_t lend_workspace() {
+    const std::int64_t bytes = sparse_mla_wgmma_workspace(params());
+    workspace_.emplace(bytes);
+    return bytes;
+  }
   // From now on launches convert e4m3 latents first.
   void expand() {
     const LatentStore store = params().kv;
