@@ -73,8 +73,8 @@ TEST(IndexTopkPlan, FewGroupsAreCutInPiecesThatFillTheDevice) {
   EXPECT_EQ(sixteen.groups, 16);
   EXPECT_EQ(sixteen.pieces, 8);
   EXPECT_EQ(sixteen.blocks, 128);
-  EXPECT_EQ(sixteen.merge_bytes, std::int64_t{32} * 8 * (2048 * 8 + 16));
-  EXPECT_EQ(sixteen.workspace_bytes, sixteen.lists_bytes + sixteen.merge_bytes);
+  EXPECT_EQ(sixteen.shared_bytes, std::int64_t{32} * (2048 + 8 * 2) * 8);
+  EXPECT_EQ(sixteen.workspace_bytes, sixteen.lists_bytes + sixteen.shared_bytes);
 }
 
 TEST(IndexTopkPlan, APieceIsWorthABlock) {
@@ -83,29 +83,24 @@ TEST(IndexTopkPlan, APieceIsWorthABlock) {
   EXPECT_EQ(plan_index_topk(decode(500, 1, 32, 65536), kProcessors).pieces, 1);
 }
 
-// Eight bytes a query and piece, twelve a query: for calls of any shape.
+// Sixteen bytes a group that is cut in pieces: for calls of any shape.
 TEST(IndexTopkPlan, TheCountersServeCallsOfAnyShape) {
   for (const IndexTopkCudaParams& p : {prefill(2048, 32, 200704), prefill(528, 32, 1 << 20),
                                        decode(1, 1, 32, 64), decode(66, 4, 32, 65536)}) {
     const IndexTopkPlan plan = plan_index_topk(p, kProcessors);
-    EXPECT_EQ(plan.counter_bytes, 132 * 112);
+    EXPECT_EQ(plan.counter_bytes, 132 * 8);
     if (plan.pieces == 1) continue;
-    EXPECT_GE(plan.counter_bytes, p.num_queries * (plan.pieces * 8 + 12));
+    EXPECT_GE(plan.counter_bytes, plan.groups * 16);
   }
 }
 
-TEST(IndexTopkPlan, WhatPiecesPublishFitsAList) {
+TEST(IndexTopkPlan, ThePiecesOfAGroupAreNoMoreThanBlocksAndAKernelHasRoomFor) {
   int pieces = 0;
   for (int processors = 2; processors < 600; ++processors) {
-    for (const int k : {1, 64, 2048}) {
-      IndexTopkCudaParams p = decode(1, 1, 32, 1 << 20);
-      p.top_k = k;
-      const IndexTopkPlan plan = plan_index_topk(p, processors);
-      EXPECT_LE(plan.pieces * plan.quota, kCandidateCapacity) << processors;
-      EXPECT_GE(plan.pieces * plan.quota, k) << processors;
-      EXPECT_LE(plan.quota, k) << processors;
-      pieces = plan.pieces;
-    }
+    const IndexTopkPlan plan = plan_index_topk(decode(1, 1, 32, 1 << 20), processors);
+    EXPECT_EQ(plan.blocks, plan.pieces) << processors;
+    EXPECT_LE(plan.pieces, processors);
+    pieces = plan.pieces;
   }
   EXPECT_EQ(pieces, kMostPieces);
 }

@@ -25,10 +25,15 @@ __device__ inline void copy_16(std::uint32_t to_shared, const void* from, bool p
                "l"(__cvta_generic_to_global(from)), "r"(present ? 16 : 0)
                : "memory");
 }
-// Both addresses are multiples of 4.
-__device__ inline void copy_4(std::uint32_t to_shared, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_shared),
+// The same of 8 and of 4 bytes, and multiples of these.
+__device__ inline void copy_8(std::uint32_t to_shared, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to_shared),
                "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+__device__ inline void copy_4(std::uint32_t to_shared, const void* from, bool present = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to_shared),
+               "l"(__cvta_generic_to_global(from)), "r"(present ? 4 : 0)
                : "memory");
 }
 // Copies issued since the last commit become a group; the wait is for all but the newest kPending.

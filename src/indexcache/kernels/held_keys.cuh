@@ -6,26 +6,21 @@
 
 namespace indexcache::device {
 
-// A list's keys in the registers of a team, `each` a thread at most; those that no key of the list fills
-// hold kEveryKey, which is no key's.
+// A list's keys in the registers of a team, `each` a thread at most: a thread's i-th is key i * Team::size + rank.
+// Those that no key of the list fills hold kEveryKey, which is no key's.
 template <class Team, int each>
 struct HeldKeys {
   RankedKey keys[each];
   int used;  // of a thread's
 
+  __device__ __forceinline__ explicit HeldKeys(int size)
+      : keys{}, used((size + Team::size - 1) / Team::size) {}
   __device__ __forceinline__ HeldKeys(const Team& team, const RankedKey* list, int size)
-      : used((size + Team::size - 1) / Team::size) {
+      : HeldKeys(size) {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int at = i * Team::size + team.rank;
       keys[i] = at < size ? list[at] : kEveryKey;
-    }
-  }
-  __device__ __forceinline__ void copy(const Team& team, RankedKey* to, int size) const {
-#pragma unroll
-    for (int i = 0; i < each; ++i) {
-      const int at = i * Team::size + team.rank;
-      if (at < size) to[at] = keys[i];
     }
   }
   template <class Visit>
@@ -46,8 +41,8 @@ struct alignas(16) HeldScratch {
   unsigned bin, above, inside;
 };
 
-// The threshold that exactly `wanted` of the keys' ranks reach, or at most `slack` more; `found` is false
-// where equal ranks straddle it. Radix selection as above, 11 bits a pass: two passes are the rule.
+// The threshold that exactly `wanted` of the keys' ranks reach, or at most `slack` more; `found` is false where equal
+// ranks straddle it. Radix selection as above, 11 bits a pass: two passes are the rule, one where few are wanted.
 template <class Team, int each>
 __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
                                                               const HeldKeys<Team, each>& held,
@@ -64,6 +59,14 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
     low = min(low, rank);
     high = max(high, rank);
   });
+  if (wanted <=
+      Team::size / 8) {  // of every eight lanes one has a key that reaches the least of their best
+    low = high;
+#pragma unroll
+    for (int step = 1; step < 8; step *= 2) {
+      low = max(low, __shfl_xor_sync(kAllLanes, low, step));
+    }
+  }
   low = __reduce_min_sync(kAllLanes, low);
   high = __reduce_max_sync(kAllLanes, high);
   if (lane == 0) {
@@ -82,8 +85,10 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
   while (bits > 0 && !found) {
     const int width = min(bits, kDigits), shift = bits - width;
     held.for_each([&](RankedKey key) {
-      const std::uint32_t digits = (static_cast<std::uint32_t>(key >> 32) - low) >> shift;
-      if (digits >> width == prefix) atomicAdd(&scratch.bins[digits & ((1u << width) - 1)], 1u);
+      const auto rank = static_cast<std::uint32_t>(key >> 32);
+      const std::uint32_t digits = (rank - low) >> shift;
+      if (rank >= low && digits >> width == prefix)
+        atomicAdd(&scratch.bins[digits & ((1u << width) - 1)], 1u);
     });
     team.sync();
     const uint4 counts = *own_bins;
@@ -121,8 +126,8 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
   return {low + (prefix << bits), found};
 }
 
-// The threshold that exactly `wanted` of a list's keys reach, or at most `slack` more, which the team
-// holds; kEveryKey where there are no more than `wanted`.
+// The threshold that exactly `wanted` of a list's keys reach, or at most `slack` more, which the team holds; kEveryKey
+// where there are no more than `wanted`.
 template <class Team, int each>
 __device__ __forceinline__ RankedKey held_threshold(const Team& team,
                                                     const HeldKeys<Team, each>& held,
@@ -133,33 +138,8 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
   if (wanted == 0) return kNoKey;
   const auto found = find_rank(team, held, wanted, slack, scratch);
   if (found.found) return RankedKey{found.key} << 32;
+  team.sync();  // where both scratches are in one place, and to all of `list`
   return select_threshold(team, list, size, wanted, nullptr, 0, other);
-}
-
-// take(key, place) for the held keys that reach the threshold, places from *slot on, which the team has
-// agreed on. Neighbouring lanes have neighbouring places.
-template <class Team, int each, class Take>
-__device__ __forceinline__ void place_held(const HeldKeys<Team, each>& held, RankedKey threshold,
-                                           int* slot, const Take& take) {
-  const unsigned lane = threadIdx.x % 32, before = (1u << lane) - 1;
-  const auto takers = [&](RankedKey key) {
-    return __ballot_sync(kAllLanes, key != kEveryKey && key >= threshold);
-  };
-  int wanted = 0;
-#pragma unroll
-  for (int i = 0; i < each; ++i) {
-    if (i >= held.used) break;
-    wanted += __popc(takers(held.keys[i]));
-  }
-  int place = lane == 0 && wanted > 0 ? atomicAdd(slot, wanted) : 0;
-  place = __shfl_sync(kAllLanes, place, 0);
-#pragma unroll
-  for (int i = 0; i < each; ++i) {
-    if (i >= held.used) break;
-    const unsigned all = takers(held.keys[i]);
-    if (all >> lane & 1) take(held.keys[i], place + __popc(all & before));
-    place += __popc(all);
-  }
 }
 
 }  // namespace indexcache::device

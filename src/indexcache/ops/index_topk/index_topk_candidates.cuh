@@ -2,7 +2,7 @@
 // queries' thresholds, and where the thresholds come from.
 #pragma once
 
-#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
+#include "indexcache/ops/index_topk/index_topk_group.cuh"
 #include "indexcache/ops/index_topk/index_topk_scores.cuh"
 
 namespace indexcache::index_topk_device {
@@ -38,27 +38,38 @@ struct GroupCandidates {
     float score;
     int place, own;  // in the walk; which of the lane's queries
   };
-  // visit(i, what this lane staged i-th) up to `end`, and some more. No branches: lanes have as much to do
-  // as the busiest.
-  template <class Visit>
-  __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
-    constexpr int kBatch = 4;
-    static_assert(L::kStaged % kBatch == 0);
-    std::uint32_t at = end & ~kStagedRoom;
+  // visit(some of what this lane staged) for all of it up to `end`, and some more. No branches: lanes have as much to
+  // do as the busiest.
+  template <int batch, class Visit>
+  __device__ __forceinline__ void for_staged_batches(std::uint32_t end, const Visit& visit) const {
+    static_assert(L::kStaged % batch == 0);
 #pragma unroll 1
-    for (int base = 0; __any_sync(kAllLanes, at < end); base += kBatch) {
+    for (std::uint32_t at = end & ~kStagedRoom; __any_sync(kAllLanes, at < end);) {
+      Staged found[batch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i, at += kStagedStride) {
+      for (int i = 0; i < batch; ++i, at += kStagedStride) {
         float score;
         std::uint32_t own_and_place;
         asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                      : "=f"(score), "=r"(own_and_place)
                      : "r"(at)
                      : "memory");
-        visit(base + i, Staged{at < end, score, static_cast<int>(own_and_place & ~kSecondOwn),
-                               kOwn == 2 ? static_cast<int>(own_and_place >> 31) : 0});
+        found[i] = {at < end, score, static_cast<int>(own_and_place & ~kSecondOwn),
+                    kOwn == 2 ? static_cast<int>(own_and_place >> 31) : 0};
       }
+      visit(found);
     }
+  }
+  // visit(i, the i-th).
+  template <class Visit>
+  __device__ __forceinline__ void for_each_staged(std::uint32_t end, const Visit& visit) const {
+    constexpr int kBatch = 4;
+    int base = 0;
+    for_staged_batches<kBatch>(end, [&](const Staged(&found)[kBatch]) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) visit(base + i, found[i]);
+      base += kBatch;
+    });
   }
 
   // One of the lane's queries, as its staged scores need it.
@@ -80,68 +91,86 @@ struct GroupCandidates {
     return inside;
   }
 
-  // Few queries, of which most lanes' keys are: one addition for all lanes of a query, and keys side by
-  // side, as stores of one sector each would queue.
-  static constexpr bool kTogether = kQueries <= 2;
-  // The lanes of whose query this lane's is.
-  static __device__ __forceinline__ unsigned mates() {
-    return kQueries == 1 ? kAllLanes : 0x55555555u << threadIdx.x % 2;
+  // Whether a staged score's key goes to the list of one of the lane's queries.
+  __device__ __forceinline__ bool takes(const OwnQuery& own, const Staged& found,
+                                        const KeyWalk& walk) const {
+    const int index = walk.first + found.place;
+    return found.present && found.place < walk.count && takes_part(own, index, found.score) &&
+           ranked_key(found.score, index) >= own.threshold;
   }
-  // A warp: the next places in a query's list, as many as each lane has bits in `wanted`; together, as many
-  // as all lanes of the query have, from the same place on.
-  __device__ __forceinline__ int take_slots(int query, unsigned wanted) const {
-    int* count = &shared.state.count[query];
-    if constexpr (!kTogether) {
-      return wanted != 0 ? atomicAdd(count, __popc(wanted)) : 0;
-    } else {
-      int all = 0;
-#pragma unroll
-      for (int i = 0; i < L::kStaged - 1; ++i) {
-        all += __popc(__ballot_sync(kAllLanes, wanted >> i & 1) & mates());
-      }
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      const int slot = lane < kQueries && all > 0 ? atomicAdd(count, all) : 0;
-      return __shfl_sync(kAllLanes, slot, lane % kQueries);
-    }
+  // What staged places are places of.
+  __device__ __forceinline__ KeyWalk staged_walk() const {
+    const KeyWalk& all = L::kInPieces ? shared.range : shared.walk;
+    return {all.first, all.count};
   }
 
   // A warp: what its lanes staged, up to `end`, goes to the lists if it reaches the thresholds.
   __device__ __forceinline__ void append_staged(std::uint32_t& end) const {
-    const KeyWalk walk = {shared.walk.first, shared.walk.count, shared.walk.gap};
+    if constexpr (kQueries <= 2) {
+      append_together(end);
+    } else {
+      append_apart(end);
+    }
+    end &= ~kStagedRoom;
+  }
+
+  // Few queries, of which most lanes' keys are: one addition for all lanes of a query, and keys side by
+  // side, as stores of one sector each would queue.
+  __device__ __forceinline__ void append_together(std::uint32_t end) const {
+    constexpr int kBatch = 4;
+    const unsigned lane = threadIdx.x % 32;
+    const unsigned mates = kQueries == 1 ? kAllLanes : 0x55555555u << lane % 2;
+    const KeyWalk walk = staged_walk();
+    const OwnQuery own = own_query(0);
+    RankedKey* const list = lists() + own.query * kCandidateCapacity;
+    for_staged_batches<kBatch>(end, [&](const Staged(&found)[kBatch]) {
+      unsigned takers[kBatch];
+      int all = 0;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        takers[i] = __ballot_sync(kAllLanes, takes(own, found[i], walk)) & mates;
+        all += __popc(takers[i]);
+      }
+      int slot = lane < kQueries && all > 0 ? atomicAdd(&shared.state.count[own.query], all) : 0;
+      slot = __shfl_sync(kAllLanes, slot, lane % kQueries);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (takers[i] >> lane & 1) {
+          list[slot + __popc(takers[i] & ((1u << lane) - 1))] =
+              ranked_key(found[i].score, walk.first + found[i].place);
+        }
+        slot += __popc(takers[i]);
+      }
+    });
+  }
+
+  // Many: a lane has few for each.
+  __device__ __forceinline__ void append_apart(std::uint32_t end) const {
+    const KeyWalk walk = staged_walk();
     OwnQuery own[kOwn];
     unsigned wanted[kOwn] = {};
 #pragma unroll
     for (int e = 0; e < kOwn; ++e) own[e] = own_query(e);
     for_each_staged(end, [&](int i, const Staged& found) {
-      const int index = walk.key_in_blocks(found.place);
 #pragma unroll
       for (int e = 0; e < kOwn; ++e) {
-        const bool takes = found.present && found.own == e && found.place < walk.count &&
-                           takes_part(own[e], index, found.score) &&
-                           ranked_key(found.score, index) >= own[e].threshold;
-        wanted[e] |= static_cast<unsigned>(takes) << i;
+        wanted[e] |= static_cast<unsigned>(found.own == e && takes(own[e], found, walk)) << i;
       }
     });
     RankedKey* to[kOwn];
 #pragma unroll
     for (int e = 0; e < kOwn; ++e) {
-      to[e] = lists() + own[e].query * kCandidateCapacity + take_slots(own[e].query, wanted[e]);
+      const int count = __popc(wanted[e]);
+      to[e] = lists() + own[e].query * kCandidateCapacity +
+              (count != 0 ? atomicAdd(&shared.state.count[own[e].query], count) : 0);
     }
     for_each_staged(end, [&](int i, const Staged& found) {
-      const RankedKey key = ranked_key(found.score, walk.key_in_blocks(found.place));
+      const RankedKey key = ranked_key(found.score, walk.first + found.place);
 #pragma unroll
       for (int e = 0; e < kOwn; ++e) {
-        const bool takes = wanted[e] >> i & 1;
-        if constexpr (kTogether) {
-          const unsigned takers = __ballot_sync(kAllLanes, takes) & mates();
-          if (takes) to[e][__popc(takers & ((1u << threadIdx.x % 32) - 1))] = key;
-          to[e] += __popc(takers);
-        } else if (takes) {
-          *to[e]++ = key;
-        }
+        if (wanted[e] >> i & 1) *to[e]++ = key;
       }
     });
-    end &= ~kStagedRoom;
   }
 
   // A warp: what its lanes staged of a sample, where every key has its place in the list.
@@ -154,8 +183,9 @@ struct GroupCandidates {
       if (!found.present || found.place >= walk.count) return;
       const OwnQuery& mine = own[found.own];
       const int index = walk.scattered_key(found.place);
+      const bool inside = takes_part(mine, index, found.score);
       lists()[mine.query * kCandidateCapacity + found.place] =
-          takes_part(mine, index, found.score) ? ranked_key(found.score, index) : kEveryKey;
+          inside ? ranked_key(found.score, index) : kEveryKey;
     });
     end &= ~kStagedRoom;
   }
@@ -179,22 +209,11 @@ struct GroupCandidates {
   static constexpr int kCutSlack = 256;
   static_assert(L::kLimit >= kMostOrdered + kCutSlack);
 
-  // The scorers, before `tile`: exchange bounds where it is time; cut lists above the limit to the best k
-  // and a few more, which saves passes; what they reach becomes the threshold. Keys are on their way
-  // meanwhile; nothing is staged, which makes some room.
-  __device__ void cut_lists(int tile) const {
+  // The scorers: cut lists above the limit to the best k and a few more, which saves passes; what they reach
+  // becomes the threshold. Keys are on their way meanwhile; nothing is staged, which makes some room.
+  __device__ void cut_lists() const {
     GroupState& state = shared.state;
     barrier_sync(kScorersBarrier, kScorers);  // all have appended what they staged
-    if (L::kInPieces && shared.bound_tile > 0 && tile >= shared.bound_tile) {
-#pragma unroll 1
-      for (int i = 0; i < queries_of_piece<L>(shared.item); ++i) {
-        const int size = state.count[i];
-        raise_threshold(p, plan, shared, i, lists() + i * kCandidateCapacity);
-        if (threadIdx.x == 0) record(i, size - state.count[i], 0);
-      }
-      barrier_sync(kScorersBarrier, kScorers);
-      if (threadIdx.x == 0) shared.bound_tile = next_bound_tile<L>(shared.walk, tile);
-    }
     const QueryTeam<L> team;
     const int query = team.query, size = state.count[query];
     if (is_full(shared, query)) {
@@ -213,70 +232,83 @@ struct GroupCandidates {
     barrier_sync(kScorersBarrier, kScorers);
   }
 
-  __device__ __forceinline__ void wait_for_tile(const RingPlace<L::kStages>& at) const {
-    mbarrier_wait(&shared.full[at.stage], at.parity);
-  }
+  // Of the barriers of a stage this warpgroup's.
+  static __device__ __forceinline__ int stream() { return L::kInPieces ? L::block() : 0; }
 
-  // A lane: stages those of its scores of a tile that reach the thresholds' scores. place is its first row's
-  // in the walk, end that of what is staged.
-  static __device__ __forceinline__ void stage_rows(const typename GroupScores<L>::Sums& sums,
-                                                    const float (&scale)[L::kRows],
-                                                    const float (&floor)[kOwn], std::uint32_t place,
-                                                    std::uint32_t& end) {
-    float scores[L::kRows][kOwn];
-    GroupScores<L>::join(sums, scores);
-#pragma unroll
-    for (int r = 0; r < L::kRows; ++r) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const float score = scores[r][own] * scale[r];
-        if (!GroupScores<L>::offers() || score < floor[own]) continue;
-        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
-                     "r"(place + own * kSecondOwn + r * 8)
-                     : "memory");
-        end += kStagedStride;
-      }
-    }
-  }
-
-  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
-  // to be cut. Returns the next tile. The warpgroups go their own ways.
-  __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
+  // The scorers' registers while they score tiles.
+  struct TileScan {
+    const GroupCandidates& of;
+    GroupShared<L>& shared = of.shared;
+    RingPlace<L::kStages>& place = of.place;
     float4 weights[L::kHeld / 4];
     float floor[kOwn];
-    scores.load_weights(weights);
-    load_floors(floor);
-    const std::uint32_t queries = scores.queries_operand(), keys = scores.keys_operand();
+    std::uint32_t queries = of.scores.queries_operand(), keys = of.scores.keys_operand();
     const float* scales = shared.scales[0] + GroupScores<L>::first_row();
-    const bool sampling = shared.walk.scattered();
-    std::uint32_t end = staged();
-    // Of this lane's first row in the walk: the present tile's, and the last one's.
-    const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
-    int position = tile * L::kTileKeys + first;
+    std::uint32_t end = of.staged();  // of what this lane has staged
     typename GroupScores<L>::Accumulators d;
-    const auto start = [&] {
-      wait_for_tile(place);
+    using Sums = typename GroupScores<L>::Sums;
+
+    __device__ __forceinline__ explicit TileScan(const GroupCandidates& candidates)
+        : of(candidates) {
+      of.scores.load_weights(weights);
+      of.load_floors(floor);
+    }
+    // Starts the products of the tile that has come.
+    __device__ __forceinline__ void multiply() {
       GroupScores<L>::multiply(keys + place.stage * (L::kKeyBytes / 16), queries, d);
-    };
-    const auto sum = [&](typename GroupScores<L>::Sums& sums) {
+    }
+    __device__ __forceinline__ void sum(Sums& sums) {
       wgmma_wait<0>();
       wgmma_pin(d);
-      scores.reduce(d, weights, sums);
-    };
-    // A tile whose sums are there. Returns whether lists are to be cut after the next.
-    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage) {
-      float scale[L::kRows];
+      of.scores.reduce(d, weights, sums);
+    }
+    // A tile whose sums are there: gives its stage back; take(score, row, own) for this lane's scores, of its row or
+    // the eighth after it, and of the lane's queries.
+    template <class Take>
+    __device__ __forceinline__ void finish(const Sums& sums, int stage, const Take& take) {
+      float scale[L::kRows], scores[L::kRows][kOwn];
 #pragma unroll
       for (int r = 0; r < L::kRows; ++r) {
         scale[r] = L::Format::kHasScale ? scales[stage * L::kTileKeys + 8 * r] : 1.0f;
       }
-      const std::uint32_t cut = shared.cut[stage];
       __syncwarp();
-      if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage]);
-      stage_rows(sums, scale, floor, position, end);
-      position += L::kTileKeys;
-      return cut;
+      if (end % kStagedStride == 0) mbarrier_arrive(&shared.empty[stage][stream()]);
+      GroupScores<L>::join(sums, scores);
+#pragma unroll
+      for (int r = 0; r < L::kRows; ++r) {
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) {
+          if (GroupScores<L>::offers()) take(scores[r][own] * scale[r], 8 * r, own);
+        }
+      }
+    }
+    // Stages a score, if it reaches its query's, of the key at `place` in the walk.
+    __device__ __forceinline__ void stage_score(float score, std::uint32_t place, int own) {
+      if (score < floor[own]) return;
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(end), "f"(score),
+                   "r"(place + own * kSecondOwn)
+                   : "memory");
+      end += kStagedStride;
+    }
+    // The same for a tile, of which `place` is this lane's first row.
+    __device__ __forceinline__ void stage(const Sums& sums, int stage, std::uint32_t place) {
+      finish(sums, stage,
+             [&](float score, int row, int own) { stage_score(score, place + row, own); });
+    }
+  };
+
+  // The scorers: scores tiles from `tile` on and appends candidates until the walk ends or lists are
+  // to be cut. Returns the next tile. The warpgroups go their own ways.
+  __device__ __forceinline__ int scan_until_full(int tiles, int tile) const {
+    TileScan scan(*this);
+    const auto start = [&] {
+      mbarrier_wait(shared.full[place.stage], place.parity);
+      scan.multiply();
     };
+    const bool sampling = shared.walk.scattered();
+    // Of this lane's first row in the walk: the present tile's, and the last one's.
+    const int first = GroupScores<L>::first_row(), last = (tiles - 1) * L::kTileKeys + first;
+    int position = tile * L::kTileKeys + first;
     std::uint32_t cut = 0;  // whether lists are to be cut after the tile that is started
     int append = position;  // where the warps append, whether they must or not
     for (bool stop = false; position <= last && !stop;) {
@@ -284,22 +316,86 @@ struct GroupCandidates {
       const int pause = min(append, last);
       start();
 #pragma unroll 1
-      while (position < pause && !any_of_warpgroup(is_nearly_full(end | cut))) {
+      while (position < pause && !any_of_warpgroup(is_nearly_full(scan.end | cut))) {
         const int stage = place.stage;
         typename GroupScores<L>::Sums sums = {};
-        sum(sums);
+        scan.sum(sums);
         place = place.next();
         start();
-        cut = finish(sums, stage);
+        cut = shared.cut[stage];
+        scan.stage(sums, stage, position);
+        position += L::kTileKeys;
       }
       typename GroupScores<L>::Sums sums = {};
-      sum(sums);
+      scan.sum(sums);
       stop = cut != 0;
-      cut = finish(sums, place.stage);
+      cut = shared.cut[place.stage];
+      scan.stage(sums, place.stage, position);
+      position += L::kTileKeys;
       place = place.next();
-      sampling ? store_sample(end) : append_staged(end);
+      sampling ? store_sample(scan.end) : append_staged(scan.end);
     }
     return (position - first) / L::kTileKeys;
+  }
+
+  // The scorers of a stream, in pieces: score its runs until it ends, or lanes have staged so much or so long
+  // that they are to append it, up to `end`. Returns whether it has ended.
+  __device__ __forceinline__ bool scan_stream(std::uint32_t& end) const {
+    TileScan scan(*this);
+    std::uint32_t run;  // the started one
+    const auto start = [&] {
+      mbarrier_wait(&shared.full[place.stage][stream()], place.parity);
+      run = shared.run[place.stage][stream()];
+      if (run & kSampleRun) {
+        mbarrier_wait(&shared.sample_there[stream()], 0);
+        fence_for_wgmma();  // between copies and products
+      }
+      scan.multiply();
+    };
+    const auto finish = [&](const typename GroupScores<L>::Sums& sums, int stage,
+                            std::uint32_t finished) {
+      const std::uint32_t first =
+          (finished & ~(kLastRun | kSampleRun)) + GroupScores<L>::first_row() % kBlockRows;
+      scan.finish(sums, stage, [&](float score, int row, int own) {
+        if (finished & kSampleRun) {
+          share(score, static_cast<int>(first) + row, own);
+        } else {
+          scan.stage_score(score, first + row, own);
+        }
+      });
+    };
+    start();
+#pragma unroll 1
+    for (int left = append_period(); run < kLastRun && (left -= L::kTileKeys) > 0 &&
+                                     !any_of_warpgroup(is_nearly_full(scan.end));) {
+      const int stage = place.stage;
+      const std::uint32_t finished = run;
+      typename GroupScores<L>::Sums sums = {};
+      scan.sum(sums);
+      place = place.next();
+      start();
+      finish(sums, stage, finished);
+    }
+    typename GroupScores<L>::Sums sums = {};
+    scan.sum(sums);
+    finish(sums, place.stage, run);
+    place = place.next();
+    end = scan.end;
+    return run >= kLastRun;
+  }
+  // A score of the sample goes where all pieces find it.
+  __device__ __forceinline__ void share(float score, int place_in_sample, int own) const {
+    const KeyWalk& walk = shared.walk;
+    if (place_in_sample >= walk.count) return;
+    const OwnQuery mine = own_query(own);
+    if (mine.query >= shared.item.queries) return;
+    const bool inside = takes_part(mine, walk.scattered_key(place_in_sample), score);
+    write_slot(sample_slots(p, plan, shared.item.first_query + mine.query) + place_in_sample,
+               sample_slot(inside ? score_rank(score) : 0, shared.tag));
+  }
+  __device__ __forceinline__ bool a_list_is_full() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    return lane < kQueries && is_full(shared, lane);
   }
   // All warps of a warpgroup are to start the same products at the same place of the code.
   static __device__ __forceinline__ bool any_of_warpgroup(bool value) {
@@ -316,16 +412,10 @@ struct GroupCandidates {
   // twice k keys reach a threshold. Not where most keys do: lanes fill alike.
   __device__ __forceinline__ int append_period() const {
     constexpr int kNever = 1 << 20;
-    const int count = shared.walk.count;
+    const int count = L::kInPieces ? shared.range.count : shared.walk.count;
     const float tiles = kPlaces / (4.0f * L::kMostStaged) * count / p.top_k;
     return (count <= 4 * p.top_k ? kNever : max(static_cast<int>(min(tiles, 1.0f * kNever)), 1)) *
            L::kTileKeys;
-  }
-
-  // One thread of a piece: what scan() walks.
-  __device__ __forceinline__ void open_walk(const KeyWalk& walk) const {
-    shared.walk = walk;
-    shared.bound_tile = first_bound_tile<L>(walk, share_of_piece(p, plan));
   }
 
   // The scorers: has the fetchers start on the keys of a walk, which scan() is called for next.
@@ -341,10 +431,9 @@ struct GroupCandidates {
     const int tiles = (shared.walk.count + L::kTileKeys - 1) / L::kTileKeys;
     for (int tile = 0; tile < tiles;) {
       tile = scan_until_full(tiles, tile);
-      cut_lists(tile);
+      cut_lists();
     }
   }
-
   __device__ __forceinline__ int range(int query) const {
     return max(0, shared.state.end[query] - shared.state.start[query]);
   }

@@ -14,9 +14,9 @@
 // threads a query selects the best k of the list, and puts their indices in ascending order by way of a
 // bit for each key of a stretch.
 //
-// Few groups (decode): the range of each is cut in pieces, a block each. A block scans its piece and
-// publishes its share of the best k and some more; the block that comes last selects from what all
-// published, and from the lists of pieces that turn out to have more. No block waits for another.
+// Few groups (decode): the range of each is cut in pieces, a block each. The pieces of a group score a part of
+// the sample each and take their threshold from all of it; the block that comes last selects from all
+// lists. A block waits for another's part of the sample only so long; it does without if it must.
 //
 // A score's rounding is a function of the number of heads alone: four sums, of the heads h with
 // (h / 2) % 4 = 0 .. 3, each ascending in fused multiply-adds; then (s0 + s1) + (s2 + s3), times
@@ -32,12 +32,11 @@ namespace {
 
 using namespace index_topk_device;
 
-// The fetchers: the keys of one walk after the other. A piece has one walk, which needs nothing of what
-// the scorers know.
+// The fetchers: the keys of one walk after the other. A piece's walk needs nothing of what the scorers know,
+// who come back for a second one if its sample misled.
 template <class L>
 __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const IndexTopkPlan& plan,
                                             const KeyMaps& maps, GroupShared<L>& shared) {
-  RingPlace<L::kStages> place;
   if (threadIdx.x == kScorers && p.num_keys > 0) {
     fetch_map(maps.rows);
     if (L::Format::kHasScale) fetch_map(maps.scales);
@@ -46,12 +45,21 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     barrier_sync(kFetchersBarrier, kFetchers);
     barrier_arrive(kScanBarrier, kThreads);
     const Item item = item_at(p, plan, blockIdx.x);
-    const KeyWalk walk = piece_of(keys_of_group<L>(p, item), item.piece, plan.pieces);
-    if (walk.count == 0) return;
-    const int request = p.tokens_per_request > 0 ? item.group : 0;
-    KeyFetcher<L>{p, maps, request, shared}.fetch(
-        walk, place, first_bound_tile<L>(walk, share_of_piece(p, plan)));
+    const KeyWalk keys = keys_of_group<L>(p, item);
+    const int stream = static_cast<int>(threadIdx.x - kScorers) / 32;
+    if (stream >= L::kStreams || keys.count == 0) return;
+    RunFetcher<L> fetcher{p, maps, p.tokens_per_request > 0 ? item.group : 0, shared};
+    StreamRuns runs = piece_runs<L>(keys, item.piece, plan.pieces, stream,
+                                    &group_counters(p, item.group)->given_out);
+    for (bool again = false;; again = true) {
+      fetcher.fetch(keys, runs, keys.count > kShortRange && !again);
+      if (again) return;
+      mbarrier_wait(&shared.walk_given, 0);
+      if (!shared.again) return;
+      runs = whole_runs<L>(keys, stream);
+    }
   } else {
+    RingPlace<L::kStages> place;
     for (int parity = 0;; parity ^= 1) {
       mbarrier_wait(&shared.walk_given, parity);
       if (shared.walk.count < 0) return;
@@ -89,8 +97,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       memory + (-shared_address(memory) & (alignof(GroupShared<L>) - 1)));
   if (threadIdx.x == kScorers) {
     for (int stage = 0; stage < L::kStages; ++stage) {
-      mbarrier_init(&shared.full[stage], kFetchWarps);
-      mbarrier_init(&shared.empty[stage], kWarps);
+      for (int stream = 0; stream < L::kStreams; ++stream) {
+        mbarrier_init(&shared.full[stage][stream], L::kFetchArrivals);
+        mbarrier_init(&shared.empty[stage][stream], L::kScoreArrivals);
+      }
+    }
+    for (int stream = 0; stream < L::kStreams; ++stream) {
+      mbarrier_init(&shared.sample_there[stream], kWarpgroup);
     }
     mbarrier_init(&shared.walk_given, 1);
     mbarrier_init(&shared.walk_fetched, kFetchers);

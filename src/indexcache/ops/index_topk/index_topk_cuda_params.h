@@ -51,8 +51,8 @@ struct IndexTopkCudaParams {
   std::int64_t seed_stride = 0;         // from query to query
   void* workspace = nullptr;            // plan.workspace_bytes, aligned to 16 bytes, any content
   std::int64_t workspace_bytes = 0;
-  // plan.counter_bytes, aligned to 16 bytes: zero when it is first used, and every call leaves it zero.
-  // Calls of any shapes may share it, one after the other.
+  // plan.counter_bytes, aligned to 16 bytes: zero when it is first used, and then the calls' own. Calls of
+  // any shapes may share it, one after the other.
   void* counters = nullptr;
   float* scores = nullptr;  // [M, N] or null: also store the very scores selected by (for tests)
   // [M, 2] or null (for benches): to these are added how many keys a query's lists took, and how often
@@ -61,23 +61,23 @@ struct IndexTopkCudaParams {
 };
 
 // How many candidates of a query a block may hold, and of how many keys all are candidates. In how
-// many pieces a range is cut at most: what they publish then fits one list, for any k.
-constexpr std::int32_t kCandidateCapacity = 8192, kShortRange = 5120, kMostPieces = 256;
+// many pieces a range is cut at most, and how many keys their sample has.
+constexpr std::int32_t kCandidateCapacity = 8192, kShortRange = 5120, kMostPieces = 256,
+                       kMostShared = 2048;
 
 // How a call is cut: groups of neighbouring queries and, where these are fewer than the device has
 // multiprocessors, the key range of each in pieces. Persistent blocks take the items in turn. The
 // workspace holds the lists of candidates
 //   blocks x columns_per_group x kCandidateCapacity x 8 bytes
-// and with pieces, for their merge, M x pieces x (k x 8 + 16) bytes. By the counters the pieces find out
-// what others have found and which is the last; their size depends on the device alone.
+// and with pieces, for what they share, M x (kMostShared + pieces x 2) x 8 bytes. By the counters the pieces
+// find out what others have done and which is the last; their size depends on the device alone.
 struct IndexTopkPlan {
   std::int32_t columns_per_group = 0;  // queries that a block can score together
   std::int32_t queries_per_group = 0;  // queries that it does
   std::int32_t groups = 0;
   std::int32_t pieces = 1;
-  std::int32_t quota = 0;  // keys of a query that a piece publishes which has too many
   std::int32_t blocks = 0;
-  std::int64_t lists_bytes = 0, merge_bytes = 0;  // of the workspace, in this order
+  std::int64_t lists_bytes = 0, shared_bytes = 0;  // of the workspace, in this order
   std::int64_t workspace_bytes = 0;
   std::int64_t counter_bytes = 0;
 };

@@ -3,7 +3,7 @@
 
 #include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/kernels/tensor_copy.cuh"
-#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
+#include "indexcache/ops/index_topk/index_topk_layout.cuh"
 
 namespace indexcache::index_topk_device {
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ const std::uint8_t* page_of_key(const IndexTopkCudaPa
 template <class L>
 struct KeyFetcher {
   using Place = RingPlace<L::kStages>;
-  static constexpr int kBlocks = L::kTileKeys / kBlockRows;
+  static constexpr int kBlocks = L::kBlocks;
   static_assert(kFetchWarps % kBlocks == 0);
   static constexpr int kTileBytes = L::kKeyBytes + (L::Format::kHasScale ? L::kTileKeys * 4 : 0);
   static constexpr int kLanesPerRow = L::kRow / 16, kRowsPerCopy = 32 / kLanesPerRow;
@@ -56,14 +56,14 @@ struct KeyFetcher {
   // Its page; past the walk's end that of the last key.
   __device__ __forceinline__ int own_page(const KeyWalk& walk, int i) const {
     if (!L::kPaged) return 0;
-    return page_index(p, request, walk.key_in_blocks(min(own_place(i), walk.count - 1)));
+    return page_index(p, request, walk.first + min(own_place(i), walk.count - 1));
   }
 
   // A warp: its boxes of the tiles of a walk over all keys, as the ring has room for them. To ask for one
   // takes hundreds of cycles, between the scorers' instructions: one warp would be too slow. A warp waits
   // for its tile's stage to be free knowing that of the tile before its last it was: hence no more tiles
   // at once than stages.
-  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place, int bound) const {
+  __device__ __forceinline__ void fetch_boxes(const KeyWalk& walk, Place place) const {
     int pages = own_page(walk, lane), next_pages = own_page(walk, 32 + lane);
     place = place.after(own_tile(0));
     for (int i = 0; own_tile(i) * L::kTileKeys < walk.count; ++i) {
@@ -72,15 +72,11 @@ struct KeyFetcher {
         next_pages = own_page(walk, i + 32 + lane);
       }
       const int page = L::kPaged ? __shfl_sync(kAllLanes, pages, i % 32) : 0;
-      const int key = L::kPaged ? 0 : walk.key_in_blocks(own_place(i));
-      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      const int key = L::kPaged ? 0 : walk.first + own_place(i);
+      mbarrier_wait(shared.empty[place.stage], place.parity ^ 1);
       // The scorers know of the walk when they have given a stage back; no list is full before.
-      bool cut = own_tile(i) >= L::kStages &&
-                 __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
-      if (L::kInPieces && bound > 0 && own_tile(i) + 2 >= bound) {  // scorers stop two tiles later
-        cut = cut || own_tile(i) + 2 == bound;
-        bound = next_bound_tile<L>(walk, bound);
-      }
+      const bool cut = own_tile(i) >= L::kStages &&
+                       __any_sync(kAllLanes, lane < L::kGroupQueries && is_full(shared, lane));
       if (lane == 0) fetch_box(place.stage, page, key, cut);
       __syncwarp();
       place = place.after(kTilesAtOnce);
@@ -88,7 +84,7 @@ struct KeyFetcher {
   }
   // One lane.
   __device__ __forceinline__ void fetch_box(int stage, int page, int key, bool cut) const {
-    std::uint64_t* full = &shared.full[stage];
+    std::uint64_t* full = shared.full[stage];
     if (own_box() == 0) shared.cut[stage] = cut ? ~0u : 0;
     mbarrier_expect(full, kTileBytes / kBlocks, kTilesAtOnce);
 #pragma unroll
@@ -155,7 +151,7 @@ struct KeyFetcher {
     wait_for_copies<pending>();
     fence_for_wgmma();
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(&shared.full[landed.stage]);
+    if (lane == 0) mbarrier_arrive(shared.full[landed.stage]);
     landed = landed.next();
   }
 
@@ -163,7 +159,7 @@ struct KeyFetcher {
   __device__ __forceinline__ void fetch_sample(const KeyWalk& walk, Place place) const {
     Place landed = place;
     for (int first = 0; first < walk.count; first += L::kTileKeys) {
-      mbarrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+      mbarrier_wait(shared.empty[place.stage], place.parity ^ 1);
       if (warp == 0 && lane == 0) shared.cut[place.stage] = 0;
       gather_rows(place.stage, walk, first);
       commit_copies();
@@ -174,12 +170,12 @@ struct KeyFetcher {
     while (landed.stage != place.stage || landed.parity != place.parity) announce<0>(landed);
   }
 
-  // The fetchers: the tiles of a walk, before one of which the pieces exchange their first bounds.
-  __device__ __forceinline__ void fetch(const KeyWalk& walk, Place& place, int bound = 0) const {
+  // The fetchers: the tiles of a walk.
+  __device__ __forceinline__ void fetch(const KeyWalk& walk, Place& place) const {
     if (walk.scattered()) {
       fetch_sample(walk, place);
     } else {
-      fetch_boxes(walk, place, bound);
+      fetch_boxes(walk, place);
     }
     place = place.after((walk.count + L::kTileKeys - 1) / L::kTileKeys);
   }

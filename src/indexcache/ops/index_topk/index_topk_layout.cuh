@@ -2,6 +2,8 @@
 // which keys it walks, and what a block keeps in shared memory.
 #pragma once
 
+#include <cstddef>
+
 #include "indexcache/kernels/held_keys.cuh"
 #include "indexcache/kernels/mbarrier.cuh"
 #include "indexcache/kernels/ordered_row.cuh"
@@ -51,18 +53,15 @@ struct Bf16 {
   }
 };
 
-// Which keys a scan visits: those of [first, ...) in blocks of 64 with `gap` keys between them; or
-// scattered ones, whose scores are all kept to take thresholds from: a sample of a range, one key from
-// each of `count` equal strata at a place drawn by a hash, or listed ones.
+// Which keys a scan visits: `count` from `first` on; or scattered ones, whose scores are all kept to take
+// thresholds from: a sample of a range, one key from each of `count` equal strata at a place drawn by a
+// hash, or listed ones.
 struct KeyWalk {
-  int first = 0, count = 0, gap = 0;
+  int first = 0, count = 0;
   unsigned stratum = 0;         // 0: no sample
   unsigned long long step = 0;  // 32.32 fixed point
   const int* listed = nullptr;
   __device__ __forceinline__ bool scattered() const { return stratum != 0 || listed != nullptr; }
-  __device__ __forceinline__ int key_in_blocks(int i) const {
-    return first + i + i / kBlockRows * gap;
-  }
   __device__ __forceinline__ int scattered_key(int i) const {
     if (listed != nullptr) return listed[i];
     unsigned hash = static_cast<unsigned>(i) * 0x9E3779B1u;
@@ -75,7 +74,7 @@ struct KeyWalk {
 // One key of `share`.
 __device__ __forceinline__ KeyWalk sampled_keys(KeyWalk keys, int share) {
   const int range = keys.count, count = min(range / share, kMostSampled);
-  return {keys.first, count, 0, static_cast<unsigned>(range / count),
+  return {keys.first, count, static_cast<unsigned>(range / count),
           (static_cast<unsigned long long>(range) << 32) / static_cast<unsigned>(count)};
 }
 
@@ -125,15 +124,6 @@ __device__ __forceinline__ KeyWalk keys_of_group(const IndexTopkCudaParams& p, c
   return last > first ? KeyWalk{first, last - first} : KeyWalk{};
 }
 
-// A piece of them: every pieces-th block of 64, so that no piece has all of a stretch with high scores.
-__device__ __forceinline__ KeyWalk piece_of(const KeyWalk& keys, int piece, int pieces) {
-  const int blocks = (keys.count + kBlockRows - 1) / kBlockRows;
-  const int own = (blocks - piece + pieces - 1) / pieces;
-  const bool has_last = own > 0 && piece + (own - 1) * pieces == blocks - 1;
-  const int count = own * kBlockRows - (has_last ? blocks * kBlockRows - keys.count : 0);
-  return {keys.first + piece * kBlockRows, max(count, 0), (pieces - 1) * kBlockRows};
-}
-
 // A group of kGroupQueries queries. The scoring warpgroups share a tile: by queries in kParts, by
 // keys in 4 / kParts blocks of 64. A warpgroup's products of its 64 keys with its kQueries queries'
 // (8, 4, 2 or 1) heads in kColumns columns are one accumulation of kColumns / 2 registers a thread. Of
@@ -148,7 +138,10 @@ struct Layout {
   static constexpr int kGroupQueries = kParts * kQueries;
   static constexpr int kStages = stages;
   static constexpr bool kPaged = paged, kInPieces = false;
-  static constexpr int kTileKeys = kScoringGroups / kParts * kBlockRows;
+  static constexpr int kBlocks = kScoringGroups / kParts;  // of a tile
+  static constexpr int kTileKeys = kBlocks * kBlockRows;
+  // Barriers of a stage: one, as a tile's blocks come together.
+  static constexpr int kStreams = 1, kFetchArrivals = kFetchWarps, kScoreArrivals = kWarps;
   static constexpr int kOwn = kQueries == 8 ? 2 : 1;         // queries of a thread
   static constexpr int kRows = kQueries < 4 ? 1 : 2;         // of the keys, whose scores it joins
   static constexpr int kSums = kQueries < 4 ? kQueries : 4;  // of the four sums, a thread's
@@ -194,10 +187,14 @@ struct Layout {
   }
 };
 
-// The same for a plan with pieces. A kernel of its own: with both in one there are registers for neither.
+// The same for a plan with pieces. A kernel of its own: with both in one there are registers for neither. Each
+// block of 64 keys of a tile is a stream of its own, from a warp that fetches it to the warpgroups that score
+// it, and ends when it ends.
 template <class L>
 struct InPieces : L {
   static constexpr bool kInPieces = true;
+  static constexpr int kStreams = L::kBlocks, kFetchArrivals = 1,
+                       kScoreArrivals = kWarps / L::kBlocks;
 };
 
 // What the block knows of its queries.
@@ -207,8 +204,6 @@ struct GroupState {
   int start[8], end[8];
   bool settled[8];  // the list holds all that it needs, or the result is written
   bool written[8];
-  bool last[8];      // this block is the query's last
-  int published[8];  // by all pieces, then
 };
 
 // A score on its way to a list: which of the thread's queries it is of, in the highest bit, and its key's
@@ -217,6 +212,9 @@ struct StagedScore {
   float score;
   std::uint32_t own_and_place;
 };
+
+// Of a run of 64 keys beside the first one's place in the walk: the stream ends with it; it is of the sample.
+constexpr std::uint32_t kLastRun = 1u << 31, kSampleRun = 1u << 30;
 
 // The block's shared memory. The first two are operands of products.
 template <class L>
@@ -228,21 +226,28 @@ struct GroupShared {
   alignas(128) float scales[L::kStages][L::kTileKeys];
   // What thread c of a quad has; the rows of four meet no bank twice.
   alignas(16) float weights[L::kParts][4][L::kWeights + 4];
-  std::uint64_t full[L::kStages], empty[L::kStages];
+  std::uint64_t full[L::kStages][L::kStreams], empty[L::kStages][L::kStreams];
   std::uint64_t walk_given, walk_fetched;  // to the fetchers and by them
   int walk_parity;                         // of walk_fetched, once the last walk has been
   KeyWalk walk;                            // what the fetchers are to fetch; count < 0: no more
   int request;                             // whose keys they are
   KeyWalk range;                           // all keys of the group
   std::uint32_t cut[L::kStages];           // all bits, if lists are to be cut after the next tile
-  int bound_tile;                          // before which bounds are exchanged; 0: never
+  std::uint64_t sample_there[L::kStreams];
+  std::uint32_t run[L::kStages][L::kStreams];  // of pieces: a stream's keys, see kLastRun
+  unsigned calls, tag;                         // of the group before this one; of this one's sample
+  bool is_last;                                // piece of the group
+  bool again;                                  // a piece has to walk all keys of the group
   Item item;
   GroupState state;
-  SelectScratch select[L::kGroupQueries];
+  // What the team of a query selects with, or all scorers of a piece.
+  union {
+    SelectScratch select[L::kGroupQueries];
+    HeldScratch held_select;
+  };
 
   static constexpr int kSelectionBytes = sizeof queries + sizeof keys + sizeof staged;
   static_assert(kSelectionBytes % (16 * L::kGroupQueries) == 0);
-  static_assert(sizeof(HeldScratch) <= sizeof staged && alignof(HeldScratch) <= alignof(float4));
 };
 
 // One thread of the scorers, of whom none reads the last walk any more: a walk for the fetchers, once all

@@ -1,174 +1,309 @@
-// Few groups of queries: the key range of each in pieces, a block each. A piece publishes its share of a
-// query's best keys and some more, or all it has where that fits; the block that comes last selects from
-// what all published, and from the lists of pieces that turn out to have more. No block waits for another.
+// Few groups of queries: the key range of each in pieces, a block each. The pieces take one threshold from
+// the sample that all of them scored; each then has the keys that reach it in its list. The block that
+// comes last selects from all lists, and walks all keys itself if the sample misled.
 #pragma once
 
-#include "indexcache/ops/index_topk/index_topk_bounds.cuh"
+#include "indexcache/ops/index_topk/index_topk_candidates.cuh"
+#include "indexcache/ops/index_topk/index_topk_runs.cuh"
 
 namespace indexcache::index_topk_device {
 
-// What a piece kept to itself: its list's size, and the least key it published where it has more.
-struct PieceRest {
-  RankedKey bound;  // kEveryKey: published all
-  int size;
+// A scorer's row of its piece's part of the sample, if it has one: a stream's are fetched by a warpgroup that scores it,
+// to the stage behind its first runs.
+template <class L>
+struct SampleRow {
+  static constexpr int kThreads = kWarpgroup / kBlockRows, kUnits = L::kRow / 16 / kThreads;
+  const std::uint8_t* from = nullptr;
+  const void* scale = nullptr;
+
+  static __device__ __forceinline__ int thread() {
+    return static_cast<int>(threadIdx.x) % kWarpgroup;
+  }
+  static __device__ __forceinline__ int row() { return thread() / kThreads; }
+  static __device__ __forceinline__ int place(const SamplePart& sample) {
+    return sample.first + L::block() * kBlockRows + row();
+  }
+
+  // Asks for where it is.
+  __device__ __forceinline__ SampleRow(const IndexTopkCudaParams& p, const Item& item,
+                                       const SamplePart& sample) {
+    if (L::part() != 0 || place(sample) >= sample.walk.count) return;
+    const int key = sample.walk.scattered_key(place(sample));
+    if (L::kPaged) {
+      const std::uint8_t* page = page_of_key(p, p.tokens_per_request > 0 ? item.group : 0, key);
+      from = page + key % kPageKeys * L::kRow;
+      scale = page + kPageScales + key % kPageKeys * 4;
+    } else {
+      from = static_cast<const std::uint8_t*>(p.keys) + key * p.key_stride;
+      if (L::Format::kHasScale) scale = p.key_scale + key;
+    }
+  }
+  // Once barriers may be used: asks for the row, and tells who waits for the stage and for the sample.
+  __device__ __forceinline__ void fetch(const SamplePart& sample, const StreamRuns& runs,
+                                        GroupShared<L>& shared) const {
+    if (L::part() != 0) return;
+    static_assert(L::kStages > 2);
+    const int stream = L::block(), stage = runs_before_sample(runs);
+    if (from != nullptr) {
+      const std::uint32_t to = shared_address(shared.keys[stage]) + stream * L::kBlockBytes;
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const int unit = thread() % kThreads * kUnits + i;
+        copy_16(to + unit / 8 * (kBlockRows * 128) + swizzled_offset(row(), unit % 8),
+                from + unit * 16, true);
+      }
+      if (L::Format::kHasScale && thread() % kThreads == 0) {
+        copy_4(shared_address(&shared.scales[stage][stream * kBlockRows + row()]), scale);
+      }
+    }
+    mbarrier_arrive_after_copies(&shared.sample_there[stream]);
+    if (thread() == 0) {
+      shared.run[stage][stream] = place(sample) | kSampleRun | (runs.own == stage ? kLastRun : 0u);
+      mbarrier_arrive(&shared.full[stage][stream]);
+    }
+  }
 };
 
-// The scorers after the scan of a piece. All of them work on a query, one query after the other: what
-// is selected from then stands in their registers.
+// The scorers of a piece. All of them work on a query, one query after the other: what is selected from then
+// stands in their registers.
 template <class L>
-struct PieceMerge {
+struct PieceSelection {
   const IndexTopkCudaParams& p;
   const IndexTopkPlan& plan;
   GroupShared<L>& shared;
-  RankedKey* lists;  // the block's
-  PieceCounters counters{p, plan};
+  const GroupCandidates<L>& candidates;
   const Item& item = shared.item;
   GroupState& state = shared.state;
 
-  // What the pieces of a query published: [M][pieces * k] keys, [M][pieces] rests.
-  __device__ __forceinline__ RankedKey* merged(int query) const {
-    auto* keys =
-        reinterpret_cast<RankedKey*>(static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes);
-    return keys + std::int64_t{item.first_query + query} * plan.pieces * p.top_k;
+  __device__ __forceinline__ RankedKey* own_list(int query) const {
+    return candidates.lists() + query * kCandidateCapacity;
   }
-  __device__ __forceinline__ PieceRest* rests(int query) const {
-    auto* all = reinterpret_cast<PieceRest*>(
-        static_cast<std::uint8_t*>(p.workspace) + plan.lists_bytes +
-        std::int64_t{p.num_queries} * plan.pieces * p.top_k * sizeof(RankedKey));
-    return all + std::int64_t{item.first_query + query} * plan.pieces;
+  // A query's list of another piece, from this one's. The pieces of a group are neighbouring blocks'.
+  static __device__ __forceinline__ const RankedKey* list_of(int piece, int own_piece,
+                                                             const RankedKey* own) {
+    return own + std::int64_t{piece - own_piece} * L::kGroupQueries * kCandidateCapacity;
   }
 
-  // The bins are where scores were staged.
-  __device__ __forceinline__ HeldScratch& scratch() const {
-    return *reinterpret_cast<HeldScratch*>(shared.staged);
-  }
+  // How long a piece waits for the samples of the others. They come within microseconds, unless their blocks
+  // have no multiprocessor yet, which may be for as long as other work takes.
+  static constexpr long long kPatience = 50'000;  // cycles
 
-  __device__ __forceinline__ bool publishes_all(int query) const {
-    return state.count[query] <= min(p.top_k, kCandidateCapacity / plan.pieces);
-  }
-  __device__ __forceinline__ int keys_published(int query) const {
-    return publishes_all(query) ? state.count[query] : plan.quota;
-  }
-
-  // A query's keys to their places among the merged. What all pieces publish fits a list.
-  __device__ __forceinline__ void publish(int query) const {
-    const BlockTeam team = block_team();
-    SelectScratch& select = shared.select[query];
-    const int size = state.count[query], wanted = keys_published(query);
-    int first = 0;
-    if (team.rank == 0) {
-      first = atomicAdd(&counters.published[item.first_query + query], wanted);
+  // The keys of the group's sample from `first` on, to the team's registers and to this block's list, in which there is
+  // nothing yet. Whether all of them came in time.
+  using HeldSample = HeldKeys<BlockTeam, kMostShared / kScorers>;
+  __device__ __forceinline__ bool hold_sample(const BlockTeam& team, const KeyWalk& sample,
+                                              int query, int first, HeldSample& held) const {
+    constexpr int kEach = kMostShared / kScorers;
+    const SampleSlot* slots = sample_slots(p, plan, item.first_query + query);
+    const long long since = clock64();
+    bool missing;
+    do {
+      missing = false;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = first + i * kScorers + team.rank;
+        if (at < sample.count) held.keys[i] = read_slot(slots + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = first + i * kScorers + team.rank;
+        missing =
+            missing || (at < sample.count && static_cast<unsigned>(held.keys[i]) != shared.tag);
+      }
+    } while (missing && clock64() - since < kPatience);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = first + i * kScorers + team.rank;
+      if (at >= sample.count) continue;
+      const auto index = static_cast<std::uint32_t>(sample.scattered_key(at));
+      held.keys[i] = held.keys[i] >> 32 << 32 | ~index;
+      own_list(query)[at - first] = held.keys[i];
     }
-    const RankedKey* list = lists + query * kCandidateCapacity;
-    const HeldList held(team, list, size);
-    const RankedKey threshold =
-        publishes_all(query) ? kEveryKey
-                             : held_threshold(team, held, list, size, wanted, scratch(), select);
-    if (team.rank == 0) {
-      select.slot = first;
-      rests(query)[item.piece] = {threshold, size};
+    return !barrier_any(team.barrier, team.size, missing);
+  }
+
+  // Thresholds from the sample of all pieces; where one does not come in time, from this piece's own part of it.
+  __device__ __forceinline__ void choose_thresholds(const KeyWalk& keys) const {
+    const BlockTeam team = block_team();
+    const KeyWalk all = sample_of_group<L>(keys, plan.pieces);
+#pragma unroll 1
+    for (int query = 0; query < queries_of_piece<L>(item); ++query) {
+      int size = all.count;
+      HeldSample held(size);
+      if (!hold_sample(team, all, query, 0, held)) {
+        const SamplePart own = sample_of_piece<L>(keys, item.piece, plan.pieces);
+        size = own.walk.count - own.first;
+        held = HeldSample(size);
+        hold_sample(team, own.walk, query, own.first, held);
+      }
+      const int wanted = candidates.rank_in_sample(query, size, keys.count);
+      if (wanted == 0) continue;
+      const RankedKey threshold =
+          held_threshold(team, held, own_list(query), size, wanted, shared.held_select,
+                         shared.select[query], wanted / 8);
+      if (team.rank == 0) state.threshold[query] = threshold;
     }
     team.sync();
-    RankedKey* to = merged(query);
-    if (threshold == kEveryKey) {
-      held.copy(team, to + select.slot, size);
-    } else {
-      place_held(held, threshold, &select.slot, [&](RankedKey key, int place) { to[place] = key; });
-    }
   }
 
-  // Finds out of which queries this piece is the last. The barriers carry what one thread orders to and
-  // from the others.
-  __device__ __forceinline__ void arrive() const {
+  // What this piece has found. Returns whether it is the last of its group.
+  __device__ __forceinline__ bool comes_last() const {
     const BlockTeam team = block_team();
-    team.sync();
     if (team.rank < item.queries) {
-      const int query = team.rank, own = keys_published(query);
-      unsigned long long before;
-      asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], %2;"
-                   : "=l"(before)
-                   : "l"(__cvta_generic_to_global(counters.arrived + item.first_query + query)),
-                     "l"(1ull << 32 | static_cast<unsigned>(own))
-                   : "memory");
-      state.last[query] = static_cast<int>(before >> 32) + 1 == plan.pieces;
-      state.published[query] = static_cast<int>(static_cast<unsigned>(before)) + own;
+      const int query = team.rank;
+      candidates.record(query, state.count[query], 0);
+      piece_lists(p, plan, item.first_query + query)[item.piece] = {state.threshold[query],
+                                                                    state.count[query]};
     }
     team.sync();
+    if (team.rank == 0) {
+      GroupCounters* counters = group_counters(p, item.group);
+      unsigned before;  // with what the others have written, and after what this block's have
+      asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                   : "=r"(before)
+                   : "l"(__cvta_generic_to_global(&counters->done))
+                   : "memory");
+      shared.is_last = static_cast<int>(before) + 1 == plan.pieces;
+      if (shared.is_last) *counters = {shared.calls + 1, 0, 0};
+    }
+    clear_order(team, 0);  // the others need not wait for it
+    team.sync();
+    return shared.is_last;
   }
 
-  // A query's last block: its row from what the pieces published. A piece of which all went into the
-  // result may have more: its best k then join, still in its block's list. Leaves the counters zero.
-  __device__ __forceinline__ void write_row(int query) const {
-    const BlockTeam team = block_team();
-    static_assert(kMostPieces <= kScorers);
-    SelectScratch& select = shared.select[query];
-    const std::int64_t row = item.first_query + query;
-    RankedKey* list = merged(query);
-    const int start = state.start[query], range = max(0, state.end[query] - start);
-    const int size = state.published[query], wanted = min(p.top_k, range);
-    const HeldList held(team, list, size);
-    const PieceRest rest = team.rank < plan.pieces ? rests(query)[team.rank] : PieceRest{};
-    if (team.rank < plan.pieces) counters.bounds[row * plan.pieces + team.rank] = kEveryKey;
-    if (team.rank == 0) {
-      counters.arrived[row] = 0;
-      counters.published[row] = 0;
+  // The last piece: the rows of the queries whose samples did not mislead. Whether that is all.
+  __device__ __forceinline__ bool write_rows() const {
+    bool all = true;
+#pragma unroll 1
+    for (int query = 0; query < queries_of_piece<L>(item); ++query) {
+      const bool written = write_row(query);
+      if (threadIdx.x == 0) state.written[query] = written;
+      all = all && written;
     }
-    const Order order = order_room(shared, range);
-    order.clear(team);
-    const RankedKey threshold = held_threshold(team, held, list, size, wanted, scratch(), select);
-    if (barrier_any(team.barrier, team.size, rest.bound > threshold)) {
-      return join_rests(p, plan, shared, lists, list, rests(query), query, threshold);
+    return all;
+  }
+
+  __device__ __forceinline__ int range_of(int query) const {
+    return max(0, state.end[query] - state.start[query]);
+  }
+  __device__ __forceinline__ void clear_order(const BlockTeam& team, int query) const {
+    Order(merge_room().words, range_of(query)).clear(team);
+  }
+
+  // A query's row from all lists. False where it would be wrong. For the first query the room is cleared.
+  __device__ __forceinline__ bool write_row(int query) const {
+    const BlockTeam team = block_team();
+    static_assert(kMostPieces < kScorers);
+    SelectScratch& select = shared.select[query];
+    const PieceList* lists = piece_lists(p, plan, item.first_query + query);
+    const PieceList own = team.rank < plan.pieces ? lists[team.rank] : PieceList{};
+    if (query > 0) clear_order(team, query);
+    unsigned all = 0;
+    int first = static_cast<int>(sum_before(team, static_cast<unsigned>(own.size), all, select));
+    int size = static_cast<int>(all);
+    if (size > kCandidateCapacity) {
+      size = join_lists(p, plan, shared, candidates.lists(), query);
+      first = team.rank <= item.piece ? 0 : size;
+    }
+    const MergeRoom room = merge_room();
+    if (team.rank <= kMostPieces) room.first[team.rank] = first;
+    team.sync();
+    gather(team, query);
+    if (shared.range.count > kShortRange) clear_sample(team, query);
+    const int start = state.start[query], range = range_of(query), wanted = min(p.top_k, range);
+    if (size < wanted) return false;
+    const HeldList held(team, room.list, size);
+    const RankedKey threshold =
+        held_threshold(team, held, room.list, size, wanted, shared.held_select, select);
+    // The least key of the row may lie above the threshold that was found for it.
+    if (barrier_any(team.barrier, team.size, own.bound > threshold)) {
+      Extremes<RankedKey> row;
+      held.for_each([&](RankedKey key) {
+        if (key >= threshold) row.add({key, key});
+      });
+      const RankedKey least = join(team, row, select).low;
+      if (barrier_any(team.barrier, team.size, own.bound > least)) return false;
     }
     write_ordered(
-        team, order, range, p.top_k, p.out + row * p.top_k, select, [&](const auto& visit) {
+        team, Order(room.words, range), range, p.top_k,
+        p.out + (std::int64_t{item.first_query} + query) * p.top_k, select, [&](const auto& visit) {
           held.for_each([&](RankedKey key) { visit(key_index(key) - start, key >= threshold); });
         });
+    return true;
+  }
+  // So that no later call takes it for its own.
+  __device__ __forceinline__ void clear_sample(const BlockTeam& team, int query) const {
+    SampleSlot* slots = sample_slots(p, plan, item.first_query + query);
+#pragma unroll 1
+    for (int i = team.rank; i < kMostShared; i += team.size) slots[i] = 0;
   }
 
-  // The same where pieces that have more than they published may have more of the result: the best k
-  // that they kept join the merged keys.
-  static __device__ __noinline__ void join_rests(const IndexTopkCudaParams& p,
-                                                 const IndexTopkPlan& plan, GroupShared<L>& shared,
-                                                 const RankedKey* lists, RankedKey* merged,
-                                                 const PieceRest* rests, int query,
-                                                 RankedKey threshold) {
+  // The keys of all lists, one list after the other, in shared memory. As many threads as there are for each list.
+  __device__ __forceinline__ void gather(const BlockTeam& team, int query) const {
+    static_assert(kMostPieces < kScorers);
+    const MergeRoom room = merge_room();
+    const int log = 31 - __clz(kScorers / plan.pieces), lists = kScorers >> log;
+#pragma unroll 1
+    for (int piece = team.rank >> log; piece < plan.pieces; piece += lists) {
+      const RankedKey* list = list_of(piece, item.piece, own_list(query));
+      const int from = room.first[piece], size = room.first[piece + 1] - from;
+      const std::uint32_t to = shared_address(room.list + from);
+#pragma unroll 4
+      for (int i = team.rank & ((1 << log) - 1); i < size; i += 1 << log) {
+        copy_8(to + i * 8, list + i);
+      }
+    }
+    wait_for_copies();
+    team.sync();
+  }
+
+  // Where lists are joined and a row is put in order: where queries, keys and staged scores were.
+  using Order = OrderRoom<BlockTeam>;
+  struct MergeRoom {
+    RankedKey* list;
+    std::uint32_t* words;
+    int* first;  // of a piece's keys in the list
+  };
+  __device__ __forceinline__ MergeRoom merge_room() const {
+    constexpr int kListBytes = kCandidateCapacity * 8;
+    static_assert(sizeof shared.queries + sizeof shared.keys >=
+                  kListBytes + 4 * kOrderWords<BlockTeam>);
+    static_assert(sizeof shared.staged > 4 * kMostPieces);
+    auto* room = reinterpret_cast<std::uint8_t*>(&shared);
+    static_assert(offsetof(GroupShared<L>, queries) == 0 &&
+                  offsetof(GroupShared<L>, keys) == sizeof shared.queries);
+    return {reinterpret_cast<RankedKey*>(room), reinterpret_cast<std::uint32_t*>(room + kListBytes),
+            reinterpret_cast<int*>(shared.staged)};
+  }
+
+  // More than a list's keys in all lists: the best k of each to this block's, which is cut where it would not
+  // hold them. Returns its size.
+  static __device__ __noinline__ int join_lists(const IndexTopkCudaParams& p,
+                                                const IndexTopkPlan& plan, GroupShared<L>& shared,
+                                                RankedKey* block_lists, int query) {
     const BlockTeam team = block_team();
-    const GroupState& state = shared.state;
+    const Item& item = shared.item;
     SelectScratch& select = shared.select[query];
-    int size = state.published[query];
+    const PieceList* lists = piece_lists(p, plan, item.first_query + query);
+    RankedKey* joined = block_lists + query * kCandidateCapacity;
+    int size = lists[item.piece].size;
 #pragma unroll 1
     for (int piece = 0; piece < plan.pieces; ++piece) {
-      const PieceRest rest = rests[piece];
-      if (rest.bound <= threshold) continue;
-      // Pieces of a group are neighbouring blocks'.
-      const RankedKey* own =
-          lists +
-          std::int64_t{(piece - shared.item.piece) * L::kGroupQueries + query} * kCandidateCapacity;
-      const RankedKey least =
-          max(threshold, select_threshold(team, own, rest.size, p.top_k, nullptr, 0, select));
+      if (piece == item.piece) continue;
+      const int more = lists[piece].size;
+      if (size + min(more, p.top_k) > kCandidateCapacity) {
+        const RankedKey least = select_threshold(team, joined, size, p.top_k, nullptr, 0, select);
+        size = compact(team, joined, size, least, select);
+      }
+      const RankedKey* list = list_of(piece, item.piece, joined);
+      const RankedKey least = select_threshold(team, list, more, p.top_k, nullptr, 0, select);
       if (team.rank == 0) select.slot = size;
       team.sync();
-      append_keys(team, own, rest.size, least, rest.bound, merged, select);
+      append_keys(team, list, more, least, kNoKey, joined, select);
       size = select.slot;
       team.sync();
     }
-    const int start = state.start[query], range = max(0, state.end[query] - start);
-    const RankedKey least =
-        select_threshold(team, merged, size, min(p.top_k, range), nullptr, 0, select);
-    write_ordered(team, order_room(shared, range), range, p.top_k,
-                  p.out + (std::int64_t{shared.item.first_query} + query) * p.top_k, select,
-                  [&](const auto& visit) {
-                    for_each_key(team, merged, size, [&](RankedKey key, bool valid) {
-                      visit(key_index(key) - start, valid && key >= least);
-                    });
-                  });
-  }
-
-  // Where a row is put in order: where the keys were.
-  using Order = OrderRoom<BlockTeam>;
-  static_assert(sizeof(GroupShared<L>::keys) / 4 >= kOrderWords<BlockTeam>);
-  static __device__ __forceinline__ Order order_room(GroupShared<L>& shared, int range) {
-    return Order(reinterpret_cast<std::uint32_t*>(shared.keys), range);
+    return size;
   }
 };
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "indexcache/base/error.h"
 #include "indexcache/ops/index_topk/index_topk_cuda_params.h"
@@ -9,9 +8,8 @@ namespace {
 
 constexpr std::int64_t kPageBytes = 64 * (128 + 4);
 constexpr std::int32_t kLeastPiece = 256;  // keys worth a block of their own
-// A block's share: eight bounds of 8 bytes; for at most four queries (with two pieces, eight for two
-// blocks) 12 bytes of counters.
-constexpr std::int64_t kCounterBytes = 8 * 8 + 4 * 12;
+// With pieces a group has at least two blocks, and 16 bytes of counters.
+constexpr std::int64_t kCounterBytes = 8;
 
 void require(bool holds, const char* argument, const char* expected, std::int64_t found) {
   if (holds) return;
@@ -61,13 +59,6 @@ std::int32_t columns_per_group(const IndexTopkCudaParams& p) {
   }
 }
 
-// Of a query's best k a piece has about mean, with deviation sqrt(mean) at most. Pieces may publish less
-// than they should; their lists then have the rest.
-std::int32_t quota(std::int32_t top_k, std::int32_t pieces) {
-  const double mean = static_cast<double>(top_k) / pieces;
-  return std::min(static_cast<std::int32_t>(mean + 5 * std::sqrt(mean)) + 2, top_k);
-}
-
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 }  // namespace
@@ -86,10 +77,9 @@ IndexTopkPlan plan_index_topk(const IndexTopkCudaParams& p, std::int32_t process
   plan.blocks = std::min(plan.groups * plan.pieces, processors);
   plan.lists_bytes = std::int64_t{plan.blocks} * plan.columns_per_group * kCandidateCapacity * 8;
   if (plan.pieces > 1) {
-    plan.quota = quota(p.top_k, plan.pieces);
-    plan.merge_bytes = std::int64_t{p.num_queries} * plan.pieces * (p.top_k * 8 + 16);
+    plan.shared_bytes = std::int64_t{p.num_queries} * (kMostShared + plan.pieces * 2) * 8;
   }
-  plan.workspace_bytes = plan.lists_bytes + plan.merge_bytes;
+  plan.workspace_bytes = plan.lists_bytes + plan.shared_bytes;
   return plan;
 }
 

@@ -2,6 +2,7 @@
 // tiles of keys, a thread's heads summed in its registers.
 #pragma once
 
+#include "indexcache/kernels/cp_async.cuh"
 #include "indexcache/ops/index_topk/index_topk_layout.cuh"
 
 namespace indexcache::index_topk_device {
@@ -26,21 +27,23 @@ struct GroupScores {
   const IndexTopkCudaParams& p;
   GroupShared<L>& shared;
 
-  // The scorers: queries into shared memory as the products' B.
+  // The scorers: asks for the queries as the products' B in shared memory. There once wait_for_operands()
+  // returns, and to all scorers when they have met.
   __device__ void stage_queries(const Item& item) const {
     constexpr int kUnits = kRow / 16;
     for (int i = threadIdx.x; i < L::kParts * kColumns * kUnits; i += kScorers) {
       const int unit = i % kUnits, column = i / kUnits % kColumns, part = i / kUnits / kColumns;
       const int query = part * kQueries + L::column_query(column % 8 / 2, column % 2);
       const int head = L::column_head(column / 8, column % 8 / 2, column % 2);
-      uint4 words = {0, 0, 0, 0};
-      if (query < item.queries && head < p.num_heads) {
-        const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
-        words = static_cast<const uint4*>(p.q)[row * kUnits + unit];
-      }
-      std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
-      *reinterpret_cast<uint4*>(tile + swizzled_offset(column, unit % 8)) = words;
+      const bool present = query < item.queries && head < p.num_heads;
+      const std::int64_t row = std::int64_t{item.first_query + query} * p.num_heads + head;
+      const std::uint8_t* tile = shared.queries + part * L::kPartBytes + unit / 8 * L::kBankBytes;
+      copy_16(shared_address(tile) + swizzled_offset(column, unit % 8),
+              static_cast<const uint4*>(p.q) + (present ? row * kUnits + unit : 0), present);
     }
+  }
+  __device__ __forceinline__ void wait_for_operands() const {
+    wait_for_copies();
     fence_for_wgmma();
   }
 
@@ -49,16 +52,16 @@ struct GroupScores {
     return L::part() * kQueries + L::column_query(threadIdx.x % 4, e);
   }
 
-  // The scorers: the weights of all threads into shared memory.
+  // The same for the weights of all threads.
   __device__ __forceinline__ void stage_weights(const Item& item) const {
     for (int i = threadIdx.x; i < L::kParts * 4 * kWeights; i += kScorers) {
       const int column = i % kWeights, c = i / kWeights % 4, part = i / kWeights / 4;
       const int query = part * kQueries + L::column_query(c, column % 2);
       const int head = L::column_head(column / 2, c, column % 2);
-      shared.weights[part][c][column] =
-          query < item.queries && head < p.num_heads
-              ? p.weights[std::int64_t{item.first_query + query} * p.num_heads + head]
-              : 0.0f;
+      const bool present = query < item.queries && head < p.num_heads;
+      const std::int64_t at = std::int64_t{item.first_query + query} * p.num_heads + head;
+      copy_4(shared_address(&shared.weights[part][c][column]), p.weights + (present ? at : 0),
+             present);
     }
   }
   __device__ __forceinline__ const float4* own_weights() const {

@@ -95,30 +95,71 @@ struct GroupSelection {
     return !any(again);
   }
 
-  // A piece: what it found is published, and the query's last block writes the row. Queries and weights are
-  // asked for before anything else, as later they would wait for keys.
+  // A piece: its part of the sample, then its share of the keys; the last one of a group writes the rows.
+  // Queries, weights and sample are asked for before anything else, as later they would wait for keys.
   __device__ __forceinline__ void run_piece(const Item& next) const {
+    if (threadIdx.x == 0) {
+      shared.calls = group_counters(p, next.group)->calls;
+      shared.tag = call_tag(shared.calls, next.group);
+    }
     candidates.scores.stage_weights(next);
     candidates.scores.stage_queries(next);
     const KeyWalk keys = keys_of_group<L>(p, next);
+    const bool sampled = keys.count > kShortRange;
+    const StreamRuns runs = piece_runs<L>(keys, next.piece, plan.pieces, L::block(), nullptr);
+    const SamplePart sample =
+        sampled ? sample_of_piece<L>(keys, next.piece, plan.pieces) : SamplePart{};
+    const SampleRow<L> row(p, next, sample);
     open(next);
-    if (threadIdx.x == 0) candidates.open_walk(piece_of(keys, next.piece, plan.pieces));
+    if (threadIdx.x == 0) {
+      shared.range = keys;
+      shared.walk = sample.walk;
+    }
+    candidates.scores.wait_for_operands();
     barrier_sync(kScanBarrier, kThreads);
     if (keys.count == 0) {
       if (next.piece == 0) write_nothing();
       return;
     }
-    candidates.scan();
-    const PieceMerge<L> merge{p, plan, shared, candidates.lists()};
-    const int queries = queries_of_piece<L>(item);
-    if (threadIdx.x < kQueries) candidates.record(threadIdx.x, state.count[threadIdx.x], 0);
-#pragma unroll 1
-    for (int i = 0; i < queries; ++i) merge.publish(i);
-    merge.arrive();
-#pragma unroll 1
-    for (int i = 0; i < queries; ++i) {
-      if (state.last[i]) merge.write_row(i);
+    if (sampled) row.fetch(sample, runs, shared);
+    const PieceSelection<L> piece{p, plan, shared, candidates};
+    bool chosen = !sampled, again = false, ended = !sampled && runs.own == 0;
+    for (;;) {
+      std::uint32_t end = candidates.staged();
+      if (!ended) ended = candidates.scan_stream(end);
+      // Scores are staged without thresholds while the others' samples are on their way.
+      if (!chosen) piece.choose_thresholds(shared.range);
+      chosen = true;
+      candidates.append_staged(end);
+      if (!ended && !candidates.any_of_warpgroup(candidates.a_list_is_full())) continue;
+      if (any(!ended)) {
+        candidates.cut_lists();
+        continue;
+      }
+      if (again) return finish();
+      again = piece.comes_last() && !piece.write_rows();
+      if (again) take_every_key();
+      if (threadIdx.x == 0) {
+        shared.again = again;
+        mbarrier_arrive(&shared.walk_given);
+      }
+      if (!again) return;
+      ended = false;
     }
+  }
+  // Before a walk for the rows that are not written.
+  __device__ __forceinline__ void take_every_key() const {
+    sync();
+    if (threadIdx.x < kQueries) {
+      const int i = threadIdx.x;
+      state.settled[i] = i >= item.queries || state.written[i];
+      state.threshold[i] = state.settled[i] ? kNoKey : kEveryKey;
+      state.count[i] = 0;
+      if (!state.settled[i]) candidates.record(i, 0, 1);
+    }
+    candidates.scores.stage_queries(item);  // in whose room the lists were joined, as in the keys'
+    candidates.scores.wait_for_operands();
+    sync();
   }
 
   // The keys that seeds name, or none.
@@ -148,6 +189,7 @@ struct GroupSelection {
     candidates.begin(first);
     candidates.scores.stage_queries(item);
     candidates.scores.stage_weights(item);
+    candidates.scores.wait_for_operands();
     sync();
     for (;;) {
       candidates.scan();
