@@ -16,7 +16,7 @@
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
-#include "indexcache/base/memory.h"
+#include "indexcache/base/machine.h"
 #include "indexcache/checkpoint/safetensors.h"
 
 namespace indexcache::cli {

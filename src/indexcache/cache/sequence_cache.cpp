@@ -4,7 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include "indexcache/base/error.h"
-#include "indexcache/base/memory.h"
+#include "indexcache/base/machine.h"
 
 namespace indexcache {
 namespace {
