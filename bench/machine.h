@@ -4,20 +4,12 @@
 #include <fmt/format.h>
 #include <sys/utsname.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
-namespace indexcache::bench {
+#include "indexcache/base/machine.h"
 
-// As /proc/cpuinfo names it.
-inline std::string cpu_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
-}
+namespace indexcache::bench {
 
 inline nlohmann::ordered_json provenance(const std::string& bench, int argc, char** argv) {
   utsname system{};

@@ -16,6 +16,7 @@
 
 #include "harness.h"
 #include "indexcache/base/error.h"
+#include "indexcache/base/machine.h"
 #include "indexcache/calibrate/trie_evaluator.h"
 #include "indexcache/screening/loss_increases.h"
 
@@ -162,7 +163,7 @@ void run(const Options& options, const std::string& command) {
   }
   const nlohmann::ordered_json report = {
       {"bench", "screening"},
-      {"device", options.device == "cpu" ? bench::cpu_name() : options.device},
+      {"device", options.device == "cpu" ? cpu_name() : options.device},
       {"commit", INDEXCACHE_COMMIT},
       {"command", command},
       {"screening_seconds", screening_seconds},

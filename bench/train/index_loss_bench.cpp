@@ -29,6 +29,7 @@
 #include <sstream>
 
 #include "harness.h"
+#include "indexcache/base/machine.h"
 #include "indexcache/train/indexer_attention.h"
 
 namespace indexcache {
@@ -209,7 +210,7 @@ int run(int argc, char** argv) {
   if (json.empty()) return 0;
   const nlohmann::ordered_json report = {
       {"bench", "index_loss"},
-      {"device", device == "cpu" ? bench::cpu_name() : device},
+      {"device", device == "cpu" ? cpu_name() : device},
       {"threads", threads > 0 ? threads : at::get_num_threads()},
       {"clock", clock == CLOCK_MONOTONIC ? "wall" : "cpu"},
       {"commit", INDEXCACHE_COMMIT},

@@ -86,24 +86,25 @@ void run(BenchArguments arguments) {
 void add_bench(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "bench",
-      "speed of prefill and decode and memory of the caches: patterns in turn with the baseline");
+      "Time prefill and decode and count the caches' memory: patterns in turn with the baseline");
   auto arguments = std::make_shared<BenchArguments>();
   arguments->model.add_to(*verb);
   verb->add_option("--pattern", arguments->patterns,
                    "measured beside the baseline, as for eval; may be repeated");
   auto& options = arguments->options;
+  const CLI::Range tokens(std::int64_t{1}, std::int64_t{1} << 40);
   verb->add_option("--contexts", options.contexts, "tokens, separated by commas")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(tokens)
       ->capture_default_str();
   verb->add_option("--decode-tokens", options.decode_tokens, "tokens decoded at each context")
-      ->check(CLI::PositiveNumber)
+      ->check(tokens)
       ->capture_default_str();
   verb->add_option("--repeats", options.repeats, "runs of each pattern")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   verb->add_option("--chunk", options.chunk, "tokens a prefill step")
-      ->check(CLI::PositiveNumber)
+      ->check(tokens)
       ->capture_default_str();
   verb->add_option("--text", arguments->text, "run this text (default: tokens drawn at random)");
   verb->add_option("--json", arguments->json, "write the figures to this file");

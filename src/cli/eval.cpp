@@ -116,7 +116,8 @@ void run(EvalArguments arguments) {
 
 void add_eval(CLI::App& app) {
   auto* verb = app.add_subcommand(
-      "eval", "bits per byte, loss by position and retrieval: patterns against the baseline");
+      "eval",
+      "Measure bits per byte, loss by position and retrieval: patterns against the baseline");
   auto arguments = std::make_shared<EvalArguments>();
   arguments->model.add_to(*verb);
   verb->add_option("--text", arguments->text,

@@ -110,7 +110,7 @@ void run(GenerateArguments arguments) {
 }  // namespace
 
 void add_generate(CLI::App& app) {
-  auto* verb = app.add_subcommand("generate", "continue a prompt");
+  auto* verb = app.add_subcommand("generate", "Continue a prompt");
   auto arguments = std::make_shared<GenerateArguments>();
   arguments->model.add_to(*verb);
   auto* source = verb->add_option_group("prompt");
@@ -124,7 +124,6 @@ void add_generate(CLI::App& app) {
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
       ->capture_default_str();
   verb->add_option("--temperature", options.sampling.temperature, "0: always the likeliest token")
-      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_option("--top-p", options.sampling.top_p, "only the likeliest tokens that reach this")
       ->capture_default_str();

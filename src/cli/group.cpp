@@ -61,6 +61,10 @@ std::optional<GroupPlace> group_from_environment() {
   // torchrun's agent, where it has a store of its own, already listens on that port.
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
   if (agent != nullptr && std::string_view(agent) == "True") place.meeting = Meeting::kAtLauncher;
+  if (std::getenv("TORCHELASTIC_RESTART_COUNT") != nullptr) {
+    place.attempt = read_integer("TORCHELASTIC_RESTART_COUNT", 0, std::numeric_limits<int>::max(),
+                                 "an integer of 0 or more");
+  }
   return place;
 }
 

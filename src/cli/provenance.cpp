@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "commit.h"  // generated: INDEXCACHE_COMMIT
+#include "indexcache/base/machine.h"
 #include "indexcache/ops/cuda_device.h"
 
 namespace indexcache::cli {
@@ -25,15 +26,6 @@ std::string command_line() {
   const auto end = text.find(' ');
   const auto slash = text.rfind('/', end);
   return slash == text.npos ? text : text.substr(slash + 1);
-}
-
-std::string cpu_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const auto colon = line.find(": ");
-    if (line.starts_with("model name") && colon != line.npos) return line.substr(colon + 2);
-  }
-  return "unknown";
 }
 
 }  // namespace

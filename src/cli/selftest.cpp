@@ -1,13 +1,13 @@
 // indexcache selftest: every op against its reference on this machine.
 #include "indexcache/selftest/selftest.h"
 
-#include <ATen/Context.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "cli/options.h"
 #include "cli/provenance.h"
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
@@ -43,11 +43,7 @@ nlohmann::json as_json(const at::Device& device, const std::vector<SelfTestCase>
 }
 
 void run(const SelftestArguments& arguments) {
-  const bool cuda = arguments.device == "cuda";
-  if (cuda && !at::hasCUDA()) {
-    throw expectation_error("--device", "a machine and a build with CUDA", "none");
-  }
-  const at::Device device(cuda ? at::kCUDA : at::kCPU);
+  const auto device = parse_device(arguments.device);
   const auto results = run_selftest(device, [&](const SelfTestCase& result) {
     if (!arguments.json) print_case(result);
   });

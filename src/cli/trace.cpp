@@ -16,7 +16,7 @@
 #include "cli/verbs.h"
 #include "indexcache/base/error.h"
 #include "indexcache/base/file.h"
-#include "indexcache/base/memory.h"
+#include "indexcache/base/machine.h"
 #include "indexcache/checkpoint/safetensors.h"
 
 namespace indexcache::cli {
@@ -172,7 +172,7 @@ void trace(const TraceArguments& arguments) {
 }  // namespace
 
 void add_trace(CLI::App& app) {
-  auto* verb = app.add_subcommand("trace", "write the logits and index sets of token ids");
+  auto* verb = app.add_subcommand("trace", "Write the logits and index sets of token ids");
   auto arguments = std::make_shared<TraceArguments>();
   arguments->model.add_to(*verb);
   verb->add_option("--ids", arguments->ids, "JSON file: a flat array of token ids")->required();

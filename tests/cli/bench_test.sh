@@ -45,6 +45,7 @@ refused() {
 }
 refused 3 "context of 9000000003 tokens" "${bench[@]}" --contexts 64,9000000000
 refused 2 "--contexts" "${bench[@]}" --contexts 64,-5
+refused 2 "--decode-tokens" "${bench[@]}" --contexts 64 --decode-tokens 9000000000000000000
 refused 1 "layer" "${bench[@]}" --contexts 64 --pattern=-1,0,1,0
 : >"$work/empty.txt"
 refused 1 "expected text, found none" "${bench[@]}" --contexts 64 --text "$work/empty.txt"

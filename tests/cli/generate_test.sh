@@ -67,5 +67,6 @@ refused 1 "pattern" "${generate[@]}" --prompt x --pattern SFF
 refused 1 "top_p" "${generate[@]}" --prompt x --top-p 0
 refused 2 "prompt" "${generate[@]}"
 refused 2 "prompt" "${generate[@]}" --prompt x --prompt-file "$work/prompt"
-refused 2 "--temperature" "${generate[@]}" --prompt x --temperature -1
+refused 1 "temperature: expected a finite number from 0, found -1" "${generate[@]}" --prompt x --temperature -1
+refused 1 "temperature: expected a finite number from 0, found inf" "${generate[@]}" --prompt x --temperature inf
 refused 3 "bytes" "${generate[@]}" --prompt x --max-tokens 900000000000

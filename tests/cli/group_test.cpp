@@ -22,7 +22,8 @@ const Variables kGood = {{"RANK", "1"},
 
 std::optional<GroupPlace> read(const Variables& variables) {
   for (const char* name :
-       {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"}) {
+       {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE",
+        "TORCHELASTIC_RESTART_COUNT", "LOCAL_RANK"}) {
     ::unsetenv(name);
   }
   for (const auto& [name, value] : variables) ::setenv(name.c_str(), value.c_str(), 1);
@@ -54,6 +55,12 @@ TEST(GroupFromEnvironment, ReadsWhatTorchrunSets) {
   EXPECT_EQ(read(variables)->meeting, Meeting::kAtFirst);
   variables["TORCHELASTIC_USE_AGENT_STORE"] = "True";
   EXPECT_EQ(read(variables)->meeting, Meeting::kAtLauncher);
+  EXPECT_EQ(read(variables)->attempt, 0);
+  variables["TORCHELASTIC_RESTART_COUNT"] = "2";
+  EXPECT_EQ(read(variables)->attempt, 2);
+  EXPECT_EQ(read(variables)->local_rank, 0);
+  variables["LOCAL_RANK"] = "1";
+  EXPECT_EQ(read(variables)->local_rank, 1);
 }
 
 TEST(GroupFromEnvironment, NamesWhatIsMissing) {
@@ -88,6 +95,11 @@ TEST(GroupFromEnvironment, NamesWhatIsWrong) {
               "environment variable MASTER_PORT: expected a port in [1, 65535], found \"" +
                   std::string(text) + "\"");
   }
+  EXPECT_EQ(refused("LOCAL_RANK", "2"),
+            "environment variable LOCAL_RANK: expected an integer in [0, RANK], found \"2\"");
+  EXPECT_EQ(refused("TORCHELASTIC_RESTART_COUNT", "-1"),
+            "environment variable TORCHELASTIC_RESTART_COUNT: expected an integer of 0 or more, "
+            "found \"-1\"");
   EXPECT_EQ(refused("MASTER_ADDR", ""),
             "environment variable MASTER_ADDR: expected a host name or an address, found \"\"");
   EXPECT_EQ(refused("RANK", "1\n2"),

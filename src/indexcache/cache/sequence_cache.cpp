@@ -2,9 +2,12 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include <string_view>
 
 #include "indexcache/base/error.h"
-#include "indexcache/base/memory.h"
+#include "indexcache/base/machine.h"
 
 namespace indexcache {
 namespace {
@@ -35,15 +38,17 @@ SequenceCache::SequenceCache(const CacheShape& shape, const Pattern& pattern, st
     : pattern_(pattern), capacity_(capacity) {
   INDEXCACHE_ASSERT(pattern.num_layers() == shape.num_layers);
   const auto per_token = cache_bytes_per_token(shape, pattern).total();
-  const auto failure = [&](std::int64_t available) {
-    return device_error("context of {} tokens: its cache needs {} bytes ({} a token), {} available",
-                        capacity, per_token * capacity, per_token, available);
+  const auto failure = [&](std::string_view found) {
+    return device_error("context of {} tokens: its cache needs {} bytes a token, {}", capacity,
+                        per_token, found);
   };
   // Pages are only taken when written, so a context larger than memory would die half-way: refuse
   // it now.
   if (shape.device.is_cpu()) {
     const auto available = available_memory_bytes();
-    if (capacity > available / per_token) throw failure(available);
+    if (capacity > available / per_token) {
+      throw failure(fmt::format("{} bytes are available", available));
+    }
   }
   try {
     for (int layer = 0; layer < shape.num_layers; ++layer) {
@@ -51,7 +56,7 @@ SequenceCache::SequenceCache(const CacheShape& shape, const Pattern& pattern, st
       layers_.push_back(make_block_cache(shape, role, capacity));
     }
   } catch (const c10::Error&) {
-    throw failure(0);
+    throw failure("more than the device has left");
   }
 }
 

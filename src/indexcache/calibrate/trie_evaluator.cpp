@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "indexcache/base/error.h"
-#include "indexcache/base/memory.h"
+#include "indexcache/base/machine.h"
 
 namespace indexcache {
 

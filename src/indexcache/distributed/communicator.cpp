@@ -16,12 +16,14 @@
 
 #include <algorithm>
 #include <exception>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <utility>
 #include <vector>
 
 #include "indexcache/base/error.h"
+#include "indexcache/distributed/peer_watch.h"
 #ifdef INDEXCACHE_CUDA
 #include "indexcache/distributed/nccl_backend.h"
 #endif
@@ -43,8 +45,9 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
-// c10d logs to stderr what it then throws, several times and with stack traces. While this lives it
-// does not, unless the user has asked libtorch for more than its default (TORCH_CPP_LOG_LEVEL).
+// c10d logs to stderr what it then throws, several times and with stack traces, and that the group
+// has not been said goodbye to. While this lives it does not, unless the user has asked libtorch for
+// more than its default (TORCH_CPP_LOG_LEVEL).
 class QuietLog {
  public:
   QuietLog() : level_(FLAGS_caffe2_log_level) {
@@ -90,7 +93,6 @@ auto reporting(const GroupPlace& place, std::string_view failure, const Call& ca
     return device_error("process group of {}, rank {}, meeting at {} port {}: {}: {}", place.size,
                         place.rank, quote(place.address), place.port, failure, one_line(reason));
   };
-  const QuietLog quiet;
   const BlockedSigpipe blocked;
   try {
     return call();
@@ -125,7 +127,9 @@ c10::intrusive_ptr<c10d::Store> meet(const GroupPlace& place, Milliseconds timeo
   options.isServer = place.meeting == Meeting::kAtFirst && place.rank == 0;
   options.numWorkers = static_cast<std::size_t>(place.size);  // the server waits for all to come
   options.timeout = timeout;
-  return c10::make_intrusive<c10d::TCPStore>(place.address, options);
+  return c10::make_intrusive<c10d::PrefixStore>(
+      fmt::format("attempt/{}", place.attempt),
+      c10::make_intrusive<c10d::TCPStore>(place.address, options));
 }
 
 c10::intrusive_ptr<c10d::Backend> make_backend(const c10::intrusive_ptr<c10d::Store>& store,
@@ -152,27 +156,42 @@ struct Communicator::Group {
   GroupPlace place;
   at::Device device;
   Milliseconds timeout;
-  c10::intrusive_ptr<c10d::Store> store;  // NCCL meets in it again, and peers at the first process
-  c10::intrusive_ptr<c10d::Backend> backend;
+  QuietLog quiet = {};                              // until the rest of the group is gone
+  c10::intrusive_ptr<c10d::Store> store = nullptr;  // NCCL meets in it again
+  std::unique_ptr<PeerWatch> watch = nullptr;
+  c10::intrusive_ptr<c10d::Backend> backend = nullptr;
+  bool broken = false;  // an operation has failed
 
-  // NCCL wants its end to be said, and warns otherwise. Not after an error: it would wait for peers
-  // that are gone.
+  // NCCL wants its end to be said, and warns otherwise. After an error it must not wait for peers
+  // that may be gone.
   ~Group() {
-    if (backend == nullptr || std::uncaught_exceptions() > 0) return;
+    if (backend == nullptr) return;
     try {
-      backend->shutdown();
+      if (broken || std::uncaught_exceptions() > 0) {
+        backend->abort();
+      } else {
+        backend->shutdown();
+      }
     } catch (const std::exception&) {
       // All sums are there already; what is left of the group ends with the process.
     }
   }
 
-  void sum(at::Tensor tensor, std::string_view failure) const {
+  // reporting(), for an operation among the peers.
+  template <typename Call>
+  void together(std::string_view failure, const Call& call) {
+    broken = true;
+    reporting(place, failure, call);
+    broken = false;
+  }
+
+  void sum(at::Tensor tensor, std::string_view failure) {
     std::vector<at::Tensor> one = {std::move(tensor)};
-    reporting(place, failure, [&] { backend->allreduce(one)->wait(timeout); });
+    together(failure, [&] { watch->wait(*backend->allreduce(one), timeout); });
   }
 
   // No process has a sum before every process has come.
-  void barrier(std::string_view failure) const {
+  void barrier(std::string_view failure) {
     sum(at::ones({1}, at::TensorOptions().dtype(at::kLong).device(device)), failure);
   }
 };
@@ -196,10 +215,11 @@ Communicator Communicator::join(const GroupPlace& place, at::Device device,
   if (!known) throw expectation_error("process group: device", kDevices, device.str());
   if (place.size == 1) return Communicator();
 
-  auto group = std::make_unique<Group>(Group{place, device, timeout, nullptr, nullptr});
+  std::unique_ptr<Group> group(new Group{place, device, timeout});
   constexpr auto kFailure = "cannot join";
   reporting(place, kFailure, [&] {
     group->store = meet(place, timeout);
+    group->watch = std::make_unique<PeerWatch>(group->store, place.rank, place.size);
     group->backend = make_backend(group->store, place, device, timeout);
   });
   // The first process must not leave, and take the meeting place with it, before the others have
@@ -254,10 +274,11 @@ double Communicator::from_first(double value) const {
   if (!group_) return value;
   std::vector<at::Tensor> one = {
       at::full({1}, value, at::TensorOptions().dtype(at::kDouble).device(group_->device))};
-  return reporting(group_->place, "cannot take the first process's value", [&] {
-    group_->backend->broadcast(one)->wait(group_->timeout);
-    return one[0].item<double>();
+  group_->together("cannot take the first process's value", [&] {
+    group_->watch->wait(*group_->backend->broadcast(one), group_->timeout);
+    value = one[0].item<double>();
   });
+  return value;
 }
 
 void Communicator::barrier() const {

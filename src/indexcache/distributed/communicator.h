@@ -5,8 +5,8 @@
 // CUDA devices. For a given size of the group and given tensors the result is deterministic and the
 // same bits in every process.
 //
-// A peer that dies, or falls silent for longer than the timeout, is a DeviceError in every process
-// that waits for it: for a death mostly at once, at the latest at the timeout. So is whatever else
+// A peer that dies, or keeps the others waiting for longer than the timeout, is a DeviceError in
+// every process that waits for it: for a death at once or within half a minute. So is whatever else
 // goes wrong between them. After one the group is broken: all that is left is to end the process. A
 // Communicator is used by one thread at a time.
 #pragma once
@@ -35,6 +35,8 @@ struct GroupPlace {
   std::string address;  // where they meet: a host name or an address, and
   int port = 0;         // a port in [1, 65535]
   Meeting meeting = Meeting::kAtFirst;
+  int attempt =
+      0;  // how often a launcher has started the group anew: its store holds the old words
 };
 
 class Communicator {

@@ -14,7 +14,7 @@ namespace indexcache {
 
 Sampler::Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {
   if (!(options.temperature >= 0) || !std::isfinite(options.temperature)) {
-    throw expectation_error("temperature", "a number from 0",
+    throw expectation_error("temperature", "a finite number from 0",
                             fmt::format("{}", options.temperature));
   }
   if (!(options.top_p > 0 && options.top_p <= 1)) {
