@@ -91,12 +91,13 @@ struct GroupCandidates {
     return inside;
   }
 
-  // Whether a staged score's key goes to the list of one of the lane's queries.
-  __device__ __forceinline__ bool takes(const OwnQuery& own, const Staged& found,
+  // Whether a staged score's key goes to the list of one of the lane's queries, which `e` tells. (Asked about outside, e has
+  // the compiler look queries up in local memory.)
+  __device__ __forceinline__ bool takes(const OwnQuery& own, int e, const Staged& found,
                                         const KeyWalk& walk) const {
     const int index = walk.first + found.place;
-    return found.present && found.place < walk.count && takes_part(own, index, found.score) &&
-           ranked_key(found.score, index) >= own.threshold;
+    return found.present && found.own == e && found.place < walk.count &&
+           takes_part(own, index, found.score) && ranked_key(found.score, index) >= own.threshold;
   }
   // What staged places are places of.
   __device__ __forceinline__ KeyWalk staged_walk() const {
@@ -128,7 +129,7 @@ struct GroupCandidates {
       int all = 0;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        takers[i] = __ballot_sync(kAllLanes, takes(own, found[i], walk)) & mates;
+        takers[i] = __ballot_sync(kAllLanes, takes(own, 0, found[i], walk)) & mates;
         all += __popc(takers[i]);
       }
       int slot = lane < kQueries && all > 0 ? atomicAdd(&shared.state.count[own.query], all) : 0;
@@ -154,7 +155,7 @@ struct GroupCandidates {
     for_each_staged(end, [&](int i, const Staged& found) {
 #pragma unroll
       for (int e = 0; e < kOwn; ++e) {
-        wanted[e] |= static_cast<unsigned>(found.own == e && takes(own[e], found, walk)) << i;
+        wanted[e] |= static_cast<unsigned>(takes(own[e], e, found, walk)) << i;
       }
     });
     RankedKey* to[kOwn];
