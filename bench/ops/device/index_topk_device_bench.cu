@@ -99,10 +99,10 @@ __global__ void fill_floats(float* out, long count, float low, float high, unsig
 }
 
 // The scales of pages whose bytes are otherwise keys.
-__global__ void fill_page_scales(std::uint8_t* pages, long count) {
+__global__ void fill_page_scales(std::uint8_t* pages, long count, float spread) {
   for (long i = blockIdx.x * 256L + threadIdx.x; i < count * 64; i += gridDim.x * 256L) {
     auto* scales = reinterpret_cast<float*>(pages + i / 64 * kPageBytes + 64 * 128);
-    scales[i % 64] = 0.01f + 0.002f * (mix(static_cast<unsigned>(i)) * 0x1p-32f);
+    scales[i % 64] = 0.01f + spread * (mix(static_cast<unsigned>(i)) * 0x1p-32f);
   }
 }
 
@@ -334,10 +334,13 @@ void add_real(DeviceSuite& suite, const std::string& path) {
   }
 }
 
-// Calls over so many sets of pages that none is in L2 when its turn comes.
-void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int tokens = 1) {
+// Calls over so many sets of pages that none is in L2 when its turn comes. Pages of hard keys, which `note` names, lie in
+// the keys' order.
+void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int tokens = 1,
+                Content content = {}, const std::string& note = "") {
   const std::string name = "decode " + std::to_string(requests) + " x " + std::to_string(tokens) +
-                           " " + describe(IndexKeyFormat::kE4M3, requests * tokens, keys, heads);
+                           " " + describe(IndexKeyFormat::kE4M3, requests * tokens, keys, heads) +
+                           note;
   if (!suite.takes(name)) return;
   constexpr int kCalls = 24;
   const long per_request = (keys + 63) / 64, pages = per_request * requests;
@@ -350,14 +353,14 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
   p.q = random_rows(long{p.num_queries} * heads, p.format, {}, 1);
   p.weights = random_floats(long{p.num_queries} * heads, -0.5f, 1.0f, 4);
   p.end = to_device(std::vector<std::int32_t>(p.num_queries, keys));
-  p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, {}, 7);
+  p.keys = random_rows(sets * pages * kPageBytes / 128, p.format, content, 7);
   fill_page_scales<<<256, 256>>>(static_cast<std::uint8_t*>(const_cast<void*>(p.keys)),
-                                 sets * pages);
+                                 sets * pages, note.empty() ? 0.002f : 0.0f);
   p.page_stride = kPageBytes;
   p.table_stride = static_cast<int>(per_request);
   std::vector<std::int32_t> table(sets * pages);
   for (long i = 0; i < sets * pages; ++i) table[i] = static_cast<std::int32_t>(i);
-  std::shuffle(table.begin(), table.end(), std::mt19937(1));
+  if (note.empty()) std::shuffle(table.begin(), table.end(), std::mt19937(1));
   const std::int32_t* tables = to_device(table);
   p.block_table = tables;
   plan_and_bind(p, plan);
@@ -370,7 +373,7 @@ void add_decode(DeviceSuite& suite, int requests, int keys, int heads, int token
                }
              },
              kCalls});
-  if (!index_scores_decode_peer || tokens > 2) return;
+  if (!index_scores_decode_peer || tokens > 2 || !note.empty()) return;
   const int stride = scores_stride(keys);
   auto* scores = device_memory<float>(long{p.num_queries} * stride);
   auto* schedule = device_memory<int>(1024);
@@ -457,6 +460,10 @@ void add_cases(DeviceSuite& suite) {
   add_prefill(suite, bf16, 2048, 65536, 32);
   const auto add_hard = [&](Content content, const std::string& note) {
     add_prefill(suite, e4m3, 2048, 65536, 32, content, note);
+    if (content.stretch == 16 || content.stretch == 256) return;
+    add_decode(suite, 1, 200704, 32, 1, content, note);
+    add_decode(suite, 16, 131072, 32, 1, content, note);
+    add_decode(suite, 64, 65536, 32, 1, content, note);
   };
   add_hard({}, " random");
   add_hard({Kind::kAscending}, " ascending");
