@@ -304,8 +304,8 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ Launch p, const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  if ((shared_address(memory) & 0xFFFFFF) != kSharedBase)
-    __trap();  // the rank in a cluster is above
+  constexpr std::uint32_t kOfCta = 0xFFFFFF;  // above it is the rank in a cluster
+  if ((shared_address(memory) & kOfCta) != kSharedBase) __trap();
   if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
   prepare<kKind, kFormat, kSplit>(p, shared);
   switch (threadIdx.x / kWarpgroup) {

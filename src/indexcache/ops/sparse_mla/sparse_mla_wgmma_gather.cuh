@@ -17,8 +17,8 @@ __device__ constexpr int copy_arrivals(Part part) {
   return kWarpgroup + (part == kRightPart ? kGatherWarps : 0);
 }
 
-// A pair of tiles: whether there is one, whether it has the second; where a work begins with it the work's first row of
-// q, else -1.
+// A pair of tiles: whether there is one, whether it has the second; where a work begins with it that
+// work's first row of q, else -1.
 struct PairPlace {
   int first_row = -1;
   bool any = false, both = false;
