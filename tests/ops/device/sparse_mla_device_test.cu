@@ -205,6 +205,29 @@ void test_workspace() {
   });
 }
 
+// Short groups in so many rounds that they are dealt out by length give the bits that they give in launches of
+// too few rounds for that: `rest` of them beyond four rounds, with sets of one length or of all, empty ones among
+// them.
+void test_lengths(int rest, bool equal, std::int64_t top_k) {
+  int ctas = 0;
+  require_cuda(cudaDeviceGetAttribute(&ctas, cudaDevAttrMultiProcessorCount, 0), "lengths");
+  LatentProblem p;
+  p.kind = EntryKind::kUnion;
+  p.queries = kGroupQueries * (4 * ctas + rest % ctas);
+  p.heads = 2, p.keys = 4 * top_k, p.top_k = top_k;
+  p.name = std::string(equal ? "equal" : "all") + " lengths, " + describe(p);
+  p = make_problem(p, 42);
+  for (std::int64_t t = 0; !equal && t < p.queries; ++t) {
+    const std::int64_t kept = t / kGroupQueries * 37 % p.top_k;
+    std::fill(&p.indices[t * p.top_k] + kept, &p.indices[t * p.top_k] + p.top_k, -1);
+  }
+  Result parts;
+  const std::int64_t step = kGroupQueries * ctas;
+  for (std::int64_t begin = 0; begin < p.queries; begin += step)
+    parts = joined(parts, run(slice(p, begin, std::min(p.queries, begin + step))));
+  expect(same(run(p, 3), parts), p.name + ": other bits than in parts");
+}
+
 // Requests with caches and block tables of their own, in one launch and alone.
 void test_requests() {
   for_each_path([](LatentProblem p) {
@@ -388,6 +411,7 @@ int main(int argc, char**) {
   using namespace indexcache::testing;
   if (!find_device()) return kNoDevice;
   test_every_path();
+  test_lengths(1, false, 30);
   if (argc == 1) {
     test_simple_weights();
     test_empty();
@@ -395,6 +419,8 @@ int main(int argc, char**) {
     test_far_apart();
     test_chunks_and_places();
     test_workspace();
+    for (const bool equal : {false, true})
+      for (const int rest : {0, 1, 44, 131}) test_lengths(rest, equal, 130);
     test_requests();
     test_graph();
     test_relaunches();

@@ -17,6 +17,7 @@
 #include "indexcache/kernels/cuda_launch.cuh"
 #include "indexcache/kernels/register_share.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_gather.cuh"
+#include "indexcache/ops/sparse_mla/sparse_mla_wgmma_lengths.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_output.cuh"
 
 namespace indexcache {
@@ -43,8 +44,8 @@ __device__ inline void multiply_blocks(float (&s)[32], std::uint64_t q, std::uin
 
 // A tile's logits, each part's once it has arrived; begun only.
 __device__ inline void begin_logits(float (&s)[32], Shared& shared, int tile, int parity) {
-  const std::uint64_t q = rows_operand(shared_address(shared.q)),
-                      keys = rows_operand(shared_address(shared.kv[tile]));
+  const std::uint64_t q = rows_operand(kQueriesAt),
+                      keys = rows_operand(kTilesAt + tile * kTileBytes);
   mbarrier_wait(&shared.full[tile][kLeftPart], parity);
   fence_for_wgmma();
   multiply_blocks<0, kLeftBlocks>(s, q, keys, false);
@@ -71,18 +72,16 @@ constexpr int kValueStep = (16 * 128) >> 4;  // 16 keys further on, in a descrip
 // o += weights kv, begun only.
 template <LatentFormat kFormat>
 __device__ inline void begin_values(float (&o)[128], const std::uint32_t (&weights)[16],
-                                    const unsigned char* values) {
-  const std::uint64_t operand = columns_operand(shared_address(values), kBlockBytes);
+                                    std::uint32_t values) {
+  const std::uint64_t operand = columns_operand(values, kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
     multiply_values<kFormat>(o, weights + 4 * step, operand + step * kValueStep);
   wgmma_commit();
 }
 template <LatentFormat kFormat>
-__device__ inline void begin_values(float (&o)[128], const unsigned char* weights,
-                                    const unsigned char* values) {
-  const std::uint64_t left = rows_operand(shared_address(weights)),
-                      right = columns_operand(shared_address(values), kBlockBytes);
+__device__ inline void begin_values(float (&o)[128], std::uint32_t weights, std::uint32_t values) {
+  const std::uint64_t left = rows_operand(weights), right = columns_operand(values, kBlockBytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step)
     multiply_values<kFormat>(o, left + 2 * step, right + step * kValueStep);
@@ -172,7 +171,7 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
         take_out_non_finite(o, shared.kv[0], shared.masks[0], rows, kLeft, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values<kFormat>(o, weights, shared.kv[0]);
+      begin_values<kFormat>(o, weights, values_at(0, kLeftPart));
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[0][kLeftPart]);
@@ -185,7 +184,7 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
           take_out_non_finite(o, shared.kv[1], shared.masks[1], rows, kLeft, thread);
         wgmma_pin(o);
         wgmma_fence();
-        begin_values<kFormat>(o, shared.weights, shared.kv[1]);
+        begin_values<kFormat>(o, kRightWeightsAt, values_at(1, kLeftPart));
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
@@ -214,7 +213,7 @@ __device__ inline void begin_left_tile(float (&o)[128], RowState& state, Shared&
     take_out_non_finite(o, right_values(shared, 0), shared.masks[0], rows, kRight, thread);
   wgmma_pin(o);
   wgmma_fence();
-  begin_values<kFormat>(o, left_weights(shared), right_values(shared, 0));
+  begin_values<kFormat>(o, kLeftWeightsAt, values_at(0, kRightPart));
 }
 
 template <EntryKind kKind, LatentFormat kFormat, EntrySplit kSplit>
@@ -222,6 +221,7 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
+  if (kUnion && kSplit == EntrySplit::kWhole && p.by_length) deal_by_length(p, shared, thread);
   Walk<kKind, kSplit> walk(p, shared);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -255,7 +255,7 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
         take_out_non_finite(o, right_values(shared, 1), shared.masks[1], rows, kRight, thread);
       wgmma_pin(o);
       wgmma_fence();
-      begin_values<kFormat>(o, weights, right_values(shared, 1));
+      begin_values<kFormat>(o, weights, values_at(1, kRightPart));
       wgmma_wait<0>();
       wgmma_pin(o);
       release(&shared.empty[1][kRightPart]);
@@ -284,6 +284,7 @@ __device__ inline void prepare(const Launch& p, Shared& shared) {
       mbarrier_init(&shared.empty[t.tile][t.part], kWarpgroup / 32);
     }
     mbarrier_init(&shared.q_full, 1);
+    mbarrier_init(&shared.dealt_known, kWarpgroup);
     mbarrier_init(&shared.q_empty, 2 * kWarpgroup / 32);
     mbarrier_init_fence();
   }
@@ -303,6 +304,8 @@ __global__ void __launch_bounds__(kThreads<kFormat>, 1)
     sparse_mla_kernel(const __grid_constant__ Launch p, const __grid_constant__ CUtensorMap q) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
+  constexpr std::uint32_t kOfCta = 0xFFFFFF;  // above it is the rank in a cluster
+  if ((shared_address(memory) & kOfCta) != kSharedBase) __trap();
   if (threadIdx.x == 2 * kWarpgroup) fetch_map(q);
   prepare<kKind, kFormat, kSplit>(p, shared);
   switch (threadIdx.x / kWarpgroup) {
@@ -361,11 +364,13 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(sizeof(Shared))),
              "sparse_mla");
-  Launch all = {p, {1, 0, 0}, 0};
+  Launch all = {p, {1, 0, 0}};
   std::int64_t ctas = sparse_mla_wgmma_ctas(p);
   if (kSplit == EntrySplit::kWhole) {
     all.rounds = rounds_of_launch(p, p.workspace != nullptr);
+    const std::int64_t pieces = ctas;
     ctas = std::min<std::int64_t>(ctas, multiprocessors());
+    if (kKind == EntryKind::kUnion) plan_by_length(all, pieces, ctas);
     all.mark = next_mark();
   }
   cudaLaunchAttribute cluster;

@@ -17,11 +17,19 @@ __device__ constexpr int copy_arrivals(Part part) {
   return kWarpgroup + (part == kRightPart ? kGatherWarps : 0);
 }
 
+// A pair of tiles: whether there is one, whether it has the second; where a work begins with it that
+// work's first row of q, else -1.
+struct PairPlace {
+  int first_row = -1;
+  bool any = false, both = false;
+};
+
 // What a lane found for its entry of a pair: where the latent lies, in bytes from the store's data,
 // below 0 for no key, and whose it is.
 struct Found {
   std::int64_t offset;
   std::uint32_t mask;
+  PairPlace place;
 };
 
 // The keys of coming pairs, an entry a thread: a warp finds those whose rows it gathers, lane 16 T +
@@ -31,22 +39,22 @@ struct Found {
 template <EntryKind kKind, EntrySplit kSplit>
 class KeyFinder {
  public:
-  // `first` is at the first pair, if there are `any`.
-  __device__ KeyFinder(const Walk<kKind, kSplit>& first, bool any)
-      : p_(first.p), ahead_(first), more_(any) {
-    ask_entry();
-  }
+  __device__ KeyFinder(const Launch& p, Shared& shared) : p_(p), ahead_(p, shared) { ask_entry(); }
+  // The first pair's, before begin().
+  __device__ PairPlace first() const { return asked_; }
   // Waits for the first entry: q is asked for before that.
   __device__ void begin() {
     ask_page();
     ask_entry();
   }
+  // Whether next() has a pair.
+  __device__ bool more() const { return found_.any; }
 
   __device__ Found next() {
     const std::int64_t row = id_ & ((std::int64_t{1} << p_.kv.page_shift) - 1);
     const std::int64_t offset = page_ * p_.kv.page_stride + row * p_.kv.row_stride;
     const bool present = mask_ != 0 && page_ >= 0;
-    const Found found = {present ? offset : -1, present ? mask_ : 0};
+    const Found found = {present ? offset : -1, present ? mask_ : 0, found_};
     ask_page();
     ask_entry();
     return found;
@@ -56,14 +64,19 @@ class KeyFinder {
   // The next pair's entry; where there is none, one that has no key.
   __device__ void ask_entry() {
     has_ = false;
-    if (!more_) return;
+    asked_ = {};
+    if (ended_ || !ahead_.next_pair()) {
+      ended_ = true;
+      return;
+    }
     const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
     const int position =
         ahead_.tile * kTileKeys + lane / 16 * kTileKeys + lane % 16 / 4 * 16 + 4 * warp + lane % 4;
     has_ = position < ahead_.work.entries_end;
     if (has_) entry_ = __ldg(ahead_.work.entries + position);
     request_ = ahead_.work.request;
-    more_ = ahead_.next_pair();
+    asked_ = {ahead_.begins ? static_cast<int>(ahead_.work.first_row) : -1, true,
+              ahead_.has_both()};
   }
 
   __device__ void ask_page() {
@@ -77,11 +90,13 @@ class KeyFinder {
     page_ = id_ >> p_.kv.page_shift;
     if (p_.kv.block_table && mask_ != 0)
       page_ = __ldg(p_.kv.block_table + request_ * p_.kv.table_stride + page_);
+    found_ = asked_;
   }
 
   const Launch& p_;
   Walk<kKind, kSplit> ahead_;  // at the pair whose entries are asked for next
-  bool more_, has_ = false;
+  bool ended_ = false, has_ = false;
+  PairPlace asked_, found_;  // of the pair whose entry was asked for last, and the one before
   int request_ = 0;
   std::int32_t entry_ = 0, id_ = 0, page_ = 0;
   std::uint32_t mask_ = 0;
@@ -108,14 +123,14 @@ __device__ inline void write_masks(std::uint32_t (&masks)[4][2], int tile, const
 }
 
 // The work's rows of q and, up to 64, what follows them, once the logits of the work before are done.
-__device__ inline void load_queries(const CUtensorMap& q, const Work& w, Shared& shared,
+__device__ inline void load_queries(const CUtensorMap& q, int first_row, Shared& shared,
                                     int works) {
   if (threadIdx.x % kWarpgroup == 0) {
     mbarrier_wait(&shared.q_empty, (works & 1) ^ 1);
     mbarrier_expect(&shared.q_full, sizeof shared.q, 1);
     for (int block = 0; block < kBlocks; ++block) {
-      copy_box(shared_address(shared.q) + block * kBlockBytes, q, block * 128,
-               static_cast<int>(w.first_row), 0, &shared.q_full);
+      copy_box(shared_address(shared.q) + block * kBlockBytes, q, block * 128, first_row, 0,
+               &shared.q_full);
     }
   }
   __syncwarp();
@@ -158,14 +173,16 @@ __device__ inline void gather(const Launch& p, const CUtensorMap& q, Shared& sha
   const auto* data = static_cast<const unsigned char*>(p.kv.data);
   auto& landed = kFormat == LatentFormat::kE4M3 ? shared.raw : shared.full;
   const std::uint64_t policy = keep_in_l2();
-  Walk<kKind, kSplit> walk(p, shared);
-  bool more = walk.next_pair();
-  KeyFinder<kKind, kSplit> finder(walk, more);
-  if (more) load_queries(q, walk.work, shared, 0);
+  KeyFinder<kKind, kSplit> finder(p, shared);
+  if (finder.first().any) load_queries(q, finder.first().first_row, shared, 0);
   finder.begin();
-  for (int n = 0, works = 1; more; ++n) {
+  for (int n = 0, works = 0; finder.more(); ++n) {
     const Found found = finder.next();
-    const bool both = walk.has_both();
+    const bool both = found.place.both;
+    if (found.place.first_row >= 0) {
+      if (works > 0) load_queries(q, found.place.first_row, shared, works);
+      ++works;
+    }
     // Shuffles queue behind copies: bf16's are done once a tile. e4m3 has too few registers for that.
     constexpr bool kOnce = kFormat == LatentFormat::kBFloat16;
     std::int64_t offsets[kRowRounds] = {};
@@ -192,8 +209,6 @@ __device__ inline void gather(const Launch& p, const CUtensorMap& q, Shared& sha
         if (thread % 32 == 0) mbarrier_arrive(&landed[tile][part]);
       }
     }
-    more = walk.next_pair();
-    if (more && walk.begins) load_queries(q, walk.work, shared, works++);
   }
   wait_for_copies();
 }

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "indexcache/kernels/cluster.cuh"
@@ -48,7 +49,10 @@ __device__ constexpr TilePart part_in_order(int i) {
 // A launch's arguments, and how its pieces of work go round.
 struct Launch : SparseMlaWgmmaParams {
   Rounds rounds;
-  std::uint64_t mark;  // what tells a CTA that another has left its sums
+  bool by_length;                // whether pieces are dealt out so (sparse_mla_wgmma_lengths.cuh)
+  int class_factor;              // 2^16 times classes of length a tile
+  std::uint32_t cta_reciprocal;  // 2^32 / CTAs, rounded up
+  std::uint64_t mark;            // what tells a CTA that another has left its sums
 };
 
 // A piece of work: 64 rows of a group.
@@ -56,11 +60,19 @@ struct Piece {
   int group, row_tile;
 };
 
+// Pieces dealt out by length: those behind the first rounds.
+constexpr int kOwnRounds = 2, kMostDealt = 4096, kMostDealtRounds = 48, kNoGroup = -1;
+struct Dealt {
+  int group[kMostDealtRounds];  // this CTA's, kNoGroup behind the last
+  int place, warp_sums[4];      // while they are found
+};
+
 // The way of a CTA, or a cluster, through the pieces.
 struct Course {
   Piece first, step;  // of its whole pieces
   Piece cut[2];       // those of its parts of the rest
   CtaRest rest;
+  Dealt dealt;
 };
 
 // What a row's part of a sum is against, in a cluster.
@@ -88,9 +100,22 @@ struct alignas(1024) Shared {
   std::uint64_t full[2][kParts], empty[2][kParts];
   std::uint64_t raw[2][kParts];  // e4m3: copied, not yet converted
   std::uint64_t q_full, q_empty;
+  std::uint64_t dealt_known;
   Course course;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);  // what sm_90 gives a CTA
+
+// Where operands of wgmma stand in a CTA's shared memory, whose first KB sm_90 keeps to itself; the
+// kernel looks whether that holds. Their descriptors are constants: the assembler kept an address that it does
+// not know in a thread's register, and moved it for each product.
+constexpr std::uint32_t kSharedBase = 1024;
+constexpr std::uint32_t kQueriesAt = kSharedBase + offsetof(Shared, q),
+                        kTilesAt = kSharedBase + offsetof(Shared, kv),
+                        kLeftWeightsAt = kTilesAt + kLatentBlocks * kBlockBytes,
+                        kRightWeightsAt = kSharedBase + offsetof(Shared, weights);
+__device__ constexpr std::uint32_t values_at(int tile, Part part) {
+  return kTilesAt + tile * kTileBytes + (part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
+}
 
 __device__ inline unsigned char* values_of(Shared& shared, TilePart t) {
   return shared.kv[t.tile] + (t.part == kLeftPart ? 0 : kLeftBlocks) * kBlockBytes;
@@ -187,7 +212,7 @@ __device__ inline void find_course(const Launch& p, Course& course) {
   course.first = piece(cta);
   if constexpr (kSplit == EntrySplit::kWhole) {
     course.step = piece(ctas);
-    course.rest = rest_of(p.rounds, cta);
+    course.rest = p.by_length ? CtaRest{.works = INT_MAX} : rest_of(p.rounds, cta);
     for (int i = 0; i < 2; ++i)
       course.cut[i] = piece(p.rounds.whole * ctas + course.rest.parts[i].piece);
   }
@@ -196,14 +221,15 @@ __device__ inline void find_course(const Launch& p, Course& course) {
 // The pairs of tiles of all work of this CTA, one after the other.
 template <EntryKind kKind, EntrySplit kSplit>
 struct Walk {
-  __device__ Walk(const Launch& launch, const Shared& shared)
-      : p(launch), course(shared.course), whole(course.first) {
+  __device__ Walk(const Launch& launch, Shared& block)
+      : p(launch), shared(block), course(block.course), whole(course.first) {
     look_ahead();
   }
 
   // The next work; false where there is none.
   __device__ bool next_work() {
-    if (turn == (kSplit == EntrySplit::kWhole ? course.rest.works : 1)) return false;
+    if (turn == (kSplit == EntrySplit::kWhole ? course.rest.works : 1) || whole.group == kNoGroup)
+      return false;
     ++turn;
     work = find_work<kSplit>(p, part < 0 ? whole : course.cut[part], extent,
                              part < 0 ? nullptr : &course.rest.parts[part]);
@@ -235,6 +261,12 @@ struct Walk {
     if (kSplit == EntrySplit::kWhole) {
       part = turn == course.rest.parts[0].turn ? 0 : turn == course.rest.parts[1].turn ? 1 : -1;
     }
+    if (kKind == EntryKind::kUnion && kSplit == EntrySplit::kWhole && p.by_length &&
+        turn >= kOwnRounds) {
+      mbarrier_wait(&shared.dealt_known, 0);
+      whole.group = course.dealt.group[turn - kOwnRounds];
+      if (whole.group == kNoGroup) return;
+    }
     extent = read_extent<kKind>(p, part < 0 ? whole.group : course.cut[part].group);
   }
 
@@ -242,6 +274,7 @@ struct Walk {
   __device__ bool has_both() const { return tile + 1 < work.tile_end; }
 
   const Launch& p;
+  Shared& shared;
   const Course& course;
   int turn = 0;
   Piece whole;         // the next that is not cut
