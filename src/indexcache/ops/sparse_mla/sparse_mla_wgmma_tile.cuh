@@ -49,10 +49,10 @@ __device__ constexpr TilePart part_in_order(int i) {
 // A launch's arguments, and how its pieces of work go round.
 struct Launch : SparseMlaWgmmaParams {
   Rounds rounds;
-  bool by_length;                // whether pieces are dealt out so (sparse_mla_wgmma_lengths.cuh)
-  int class_factor;              // 2^16 times classes of length a tile
-  std::uint32_t cta_reciprocal;  // 2^32 / CTAs, rounded up
-  std::uint64_t mark;            // what tells a CTA that another has left its sums
+  bool by_length = false;  // whether pieces are dealt out so (sparse_mla_wgmma_lengths.cuh)
+  int class_factor = 0;    // 2^16 times classes of length a tile
+  std::uint32_t cta_reciprocal = 0;  // 2^32 / CTAs, rounded up
+  std::uint64_t mark = 0;            // what tells a CTA that another has left its sums
 };
 
 // A piece of work: 64 rows of a group.
