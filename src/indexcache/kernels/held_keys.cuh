@@ -41,13 +41,16 @@ struct alignas(16) HeldScratch {
   unsigned bin, above, inside;
 };
 
-// The threshold that exactly `wanted` of the keys' ranks reach, or at most `slack` more; `found` is false where equal
-// ranks straddle it. Radix selection as above, 11 bits a pass: two passes are the rule, one where few are wanted.
+// The threshold that exactly `wanted` of the `size` keys that a team holds reach, or at most `slack` more; kEveryKey where
+// there are no more than `wanted`. Radix selection as in ranked_select.cuh, 11 bits a pass, first of ranks: two passes are
+// the rule, one where few are wanted. Where equal ranks straddle the threshold, of the lower halves of their keys.
 template <class Team, int each>
-__device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
-                                                              const HeldKeys<Team, each>& held,
-                                                              int wanted, int slack,
-                                                              HeldScratch& scratch) {
+__device__ __forceinline__ RankedKey held_threshold(const Team& team,
+                                                    const HeldKeys<Team, each>& held, int size,
+                                                    int wanted, HeldScratch& scratch,
+                                                    int slack = 0) {
+  if (size <= wanted) return kEveryKey;
+  if (wanted == 0) return kNoKey;
   constexpr int kDigits = 11, kWarps = Team::size / 32;
   static_assert(Team::size * 4 == HeldScratch::kBins && HeldScratch::kBins == 1 << kDigits);
   static_assert(kWarps == HeldScratch::kMostWarps);
@@ -59,8 +62,8 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
     low = min(low, rank);
     high = max(high, rank);
   });
-  if (wanted <=
-      Team::size / 8) {  // of every eight lanes one has a key that reaches the least of their best
+  // Of every eight lanes one has a key that reaches the least of their best.
+  if (wanted <= Team::size / 8) {
     low = high;
 #pragma unroll
     for (int step = 1; step < 8; step *= 2) {
@@ -78,17 +81,25 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
   low = __reduce_min_sync(kAllLanes, scratch.low[lane % kWarps]);
   high = __reduce_max_sync(kAllLanes, scratch.high[lane % kWarps]);
   int bits = 32 - __clz(static_cast<int>(high - low));
-  std::uint32_t prefix = 0;
+  std::uint32_t prefix = 0, rank = 0;
+  bool equal = false;  // the ranks of all that are left
   auto left = static_cast<unsigned>(wanted);
-  bool found = false;
 #pragma unroll 1
-  while (bits > 0 && !found) {
+  for (;;) {
+    if (bits == 0) {
+      rank = low + prefix;
+      equal = true;
+      low = prefix = 0;
+      bits = 32;
+    }
     const int width = min(bits, kDigits), shift = bits - width;
     held.for_each([&](RankedKey key) {
-      const auto rank = static_cast<std::uint32_t>(key >> 32);
-      const std::uint32_t digits = (rank - low) >> shift;
-      if (rank >= low && digits >> width == prefix)
+      const auto upper = static_cast<std::uint32_t>(key >> 32);
+      const std::uint32_t half = equal ? static_cast<std::uint32_t>(key) : upper;
+      const std::uint32_t digits = (half - low) >> shift;
+      if (half >= low && digits >> width == prefix && (!equal || upper == rank)) {
         atomicAdd(&scratch.bins[digits & ((1u << width) - 1)], 1u);
+      }
     });
     team.sync();
     const uint4 counts = *own_bins;
@@ -121,25 +132,11 @@ __device__ __forceinline__ Threshold<std::uint32_t> find_rank(const Team& team,
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
-    found = scratch.inside - left <= static_cast<unsigned>(slack);
+    if (scratch.inside - left <= static_cast<unsigned>(slack)) {
+      const std::uint32_t least = low + (prefix << bits);
+      return equal ? RankedKey{rank} << 32 | least : RankedKey{least} << 32;
+    }
   }
-  return {low + (prefix << bits), found};
-}
-
-// The threshold that exactly `wanted` of a list's keys reach, or at most `slack` more, which the team holds; kEveryKey
-// where there are no more than `wanted`.
-template <class Team, int each>
-__device__ __forceinline__ RankedKey held_threshold(const Team& team,
-                                                    const HeldKeys<Team, each>& held,
-                                                    const RankedKey* list, int size, int wanted,
-                                                    HeldScratch& scratch, SelectScratch& other,
-                                                    int slack = 0) {
-  if (size <= wanted) return kEveryKey;
-  if (wanted == 0) return kNoKey;
-  const auto found = find_rank(team, held, wanted, slack, scratch);
-  if (found.found) return RankedKey{found.key} << 32;
-  team.sync();  // where both scratches are in one place, and to all of `list`
-  return select_threshold(team, list, size, wanted, nullptr, 0, other);
 }
 
 }  // namespace indexcache::device

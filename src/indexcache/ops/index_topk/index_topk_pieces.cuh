@@ -88,8 +88,7 @@ struct PieceSelection {
   // have no multiprocessor yet, which may be for as long as other work takes.
   static constexpr long long kPatience = 50'000;  // cycles
 
-  // The keys of the group's sample from `first` on, to the team's registers and to this block's list, in which there is
-  // nothing yet. Whether all of them came in time.
+  // The keys of the group's sample from `first` on, to the team's registers. Whether all of them came in time.
   using HeldSample = HeldKeys<BlockTeam, kMostShared / kScorers>;
   __device__ __forceinline__ bool hold_sample(const BlockTeam& team, const KeyWalk& sample,
                                               int query, int first, HeldSample& held) const {
@@ -117,7 +116,6 @@ struct PieceSelection {
       if (at >= sample.count) continue;
       const auto index = static_cast<std::uint32_t>(sample.scattered_key(at));
       held.keys[i] = held.keys[i] >> 32 << 32 | ~index;
-      own_list(query)[at - first] = held.keys[i];
     }
     return !barrier_any(team.barrier, team.size, missing);
   }
@@ -139,8 +137,7 @@ struct PieceSelection {
       const int wanted = candidates.rank_in_sample(query, size, keys.count);
       if (wanted == 0) continue;
       const RankedKey threshold =
-          held_threshold(team, held, own_list(query), size, wanted, shared.held_select,
-                         shared.select[query], wanted / 8);
+          held_threshold(team, held, size, wanted, shared.held_select, wanted / 8);
       if (team.rank == 0) state.threshold[query] = threshold;
     }
     team.sync();
@@ -213,8 +210,7 @@ struct PieceSelection {
     const int start = state.start[query], range = range_of(query), wanted = min(p.top_k, range);
     if (size < wanted) return false;
     const HeldList held(team, room.list, size);
-    const RankedKey threshold =
-        held_threshold(team, held, room.list, size, wanted, shared.held_select, select);
+    const RankedKey threshold = held_threshold(team, held, size, wanted, shared.held_select);
     // The least key of the row may lie above the threshold that was found for it.
     if (barrier_any(team.barrier, team.size, own.bound > threshold)) {
       Extremes<RankedKey> row;
