@@ -178,9 +178,9 @@ class DeviceSuite {
     std::FILE* json = json_path_.empty() ? nullptr : std::fopen(json_path_.c_str(), "w");
     if (json) {
       std::fprintf(json,
-                   "{\n \"bench\": \"%s\",\n \"device\": \"%s\",\n \"command\": \"%s\",\n "
-                   "\"rounds\": %d,\n \"cases\": [",
-                   name_, device.name, command_.c_str(), rounds_);
+                   "{\n \"bench\": \"%s\",\n \"device\": \"%s\",\n \"commit\": \"%s\",\n "
+                   "\"command\": \"%s\",\n \"rounds\": %d,\n \"cases\": [",
+                   name_, device.name, INDEXCACHE_COMMIT, command_.c_str(), rounds_);
     }
     std::printf("%s on %s, median (quartiles) of %d rounds\n", name_, device.name, rounds_);
     for (std::size_t i = 0; i < cases_.size(); ++i) {
