@@ -188,7 +188,8 @@ __device__ inline void attend_left(const Launch& p, Shared& shared) {
         wgmma_wait<0>();
         wgmma_pin(o);
       } else {
-        // Tile 1's room is not given back twice before the gather has seen it.
+        // Tile 1's room is not given back twice before the gather has seen it, and no phase passes unseen.
+        mbarrier_wait(&shared.full[1][kLeftPart], n & 1);
         mbarrier_wait(&shared.full[1][kRightPart], n & 1);
       }
       release(&shared.empty[1][kLeftPart]);
