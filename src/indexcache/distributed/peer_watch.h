@@ -1,6 +1,6 @@
 // Waiting for the processes of a group while they are there. A process that has died is noticed by
-// what it no longer leaves in a store that all of them see: NCCL does not notice it by itself, Gloo
-// mostly at once, but not always.
+// what it no longer leaves in a store that all of them see: NCCL is not known to notice it by
+// itself, Gloo does mostly at once, but not always.
 #pragma once
 
 #include <chrono>
