@@ -280,7 +280,6 @@ class DeviceProblem {
     params_.workspace_bytes = other.params_.workspace_bytes;
     params_.counters = other.params_.counters;
   }
-  int pieces() const { return plan_.pieces; }
   bool intact() const { return intact_; }
 
  private:

@@ -11,9 +11,6 @@
 namespace indexcache {
 namespace {
 
-// Queries a chunk: all layers' index sets of one chunk are alive at once.
-constexpr std::int64_t kOverlapChunk = 512;
-
 // Adds up intersection sizes, chunk by chunk.
 class OverlapSum {
  public:
@@ -107,7 +104,7 @@ OverlapMatrix measure_overlap(const Model& model, const std::vector<Sequence>& s
   for (const Sequence& sequence : sequences) {
     const std::vector<std::int64_t> ids(sequence.tokens.begin(), sequence.tokens.end() - 1);
     auto cache = model.make_cache(pattern, static_cast<std::int64_t>(ids.size()));
-    model.forward(at::tensor(ids, at::kLong), cache, kOverlapChunk,
+    model.forward(at::tensor(ids, at::kLong), cache, kIndexSetChunk,
                   [&](const IndexStep& step) { sum.add(step.layer, step.index_set); });
     if (on_sequence) on_sequence(++done);
   }

@@ -11,6 +11,9 @@
 
 namespace indexcache {
 
+// Queries a chunk: all layers' index sets of one chunk are alive at once.
+constexpr std::int64_t kIndexSetChunk = 512;
+
 // How a measurement spreads over sequences. On the CPU different sequences run on different
 // threads, each of which lets libtorch use one thread only, as the result of a matrix product may
 // depend on the number of threads in it: so a sequence's result has the same bits on any number of

@@ -13,9 +13,6 @@
 namespace indexcache {
 namespace {
 
-// Queries a chunk: all layers' index sets of one chunk are alive at once.
-constexpr std::int64_t kSimilarityChunk = 512;
-
 SimilarityMatrix zeros(int num_layers) {
   SimilarityMatrix matrix;
   for (int layer = 0; layer < num_layers; ++layer) matrix.emplace_back(layer, 0.0);
@@ -84,8 +81,8 @@ SimilarityMatrix summed_cosines(const Model& model, const Pattern& pattern,
   const auto tokens = at::tensor(ids, at::kLong);
   const auto num_tokens = tokens.size(0);
   SequencePass pass(model, pattern, num_tokens);
-  for (std::int64_t begin = 0; begin < num_tokens; begin += kSimilarityChunk) {
-    pass.run_chunk(tokens.narrow(0, begin, std::min(kSimilarityChunk, num_tokens - begin)), begin);
+  for (std::int64_t begin = 0; begin < num_tokens; begin += kIndexSetChunk) {
+    pass.run_chunk(tokens.narrow(0, begin, std::min(kIndexSetChunk, num_tokens - begin)), begin);
   }
   return pass.sums();
 }

@@ -36,8 +36,8 @@ struct GroupPlace {
   std::string address;  // where they meet: a host name or an address, and
   int port = 0;         // a port in [1, 65535]
   Meeting meeting = Meeting::kAtFirst;
-  int attempt =
-      0;  // how often a launcher has started the group anew: its store holds the old words
+  // How often a launcher has started the group anew: its store holds the words of the groups before.
+  int attempt = 0;
 };
 
 class Communicator {

@@ -30,8 +30,8 @@ class PeerWatch {
 
  private:
   struct State;
-  std::shared_ptr<State>
-      state_;  // the thread's too: it may wait for the store for longer than this lives
+  // The thread's too: it may wait for the store for longer than this lives.
+  std::shared_ptr<State> state_;
   std::thread thread_;
 };
 

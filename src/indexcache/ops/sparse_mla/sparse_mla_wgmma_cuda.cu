@@ -222,7 +222,7 @@ __device__ inline void attend_right(const Launch& p, Shared& shared) {
   constexpr bool kUnion = kKind == EntryKind::kUnion;
   const int thread = threadIdx.x % kWarpgroup;
   const float scale = p.softmax_scale * kLog2E;
-  if (kUnion && kSplit == EntrySplit::kWhole && p.by_length) deal_by_length(p, shared, thread);
+  if (kUnion && kSplit == EntrySplit::kWhole && p.by_length.used) deal_by_length(p, shared, thread);
   Walk<kKind, kSplit> walk(p, shared);
   for (int n = 0, works = 0; walk.next_work();) {
     const Work& w = walk.work;
@@ -371,7 +371,11 @@ void launch(const SparseMlaWgmmaParams& p, CUstream_st* stream) {
     all.rounds = rounds_of_launch(p, p.workspace != nullptr);
     const std::int64_t pieces = ctas;
     ctas = std::min<std::int64_t>(ctas, multiprocessors());
-    if (kKind == EntryKind::kUnion) plan_by_length(all, pieces, ctas);
+    // With counts to tell lengths from, and groups of one piece.
+    if (kKind == EntryKind::kUnion && p.counts && pieces == p.num_groups) {
+      const std::int64_t most_tiles = (p.entry_stride + kTileKeys - 1) / kTileKeys;
+      all.by_length = length_dealing(all.rounds, pieces, ctas, most_tiles);
+    }
     all.mark = next_mark();
   }
   cudaLaunchAttribute cluster;

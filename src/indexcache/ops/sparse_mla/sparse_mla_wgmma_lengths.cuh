@@ -11,13 +11,9 @@
 
 namespace indexcache::device {
 
-// Pieces of lengths that are told apart; of all numbers of tiles up to 15.
-constexpr int kLengthClasses = 16;
-
-// 0: the longest.
 __device__ inline int length_class(const Launch& p, int group) {
   const int count = max(0, min(__ldg(p.counts + group), static_cast<int>(p.entry_stride)));
-  return kLengthClasses - 1 - ((count + kTileKeys - 1) / kTileKeys * p.class_factor >> 16);
+  return length_class(p.by_length, (count + kTileKeys - 1) / kTileKeys);
 }
 
 // In the room of tile 1's weights, which are not there yet.
@@ -97,25 +93,12 @@ __device__ inline void deal_by_length(const Launch& p, Shared& shared, int threa
 #pragma unroll 1
   for (int i = begin; i < end; ++i) {
     const int rank = lengths.ranks[lengths.of_piece[i]][thread]++,
-              round = static_cast<int>(__umulhi(rank, p.cta_reciprocal)), at = rank - round * ctas;
+              round = static_cast<int>(__umulhi(rank, p.by_length.cta_reciprocal)),
+              at = rank - round * ctas;
     if (place == (round % 2 == 0 ? ctas - 1 - at : at)) dealt.group[round] = first + i;
   }
   mbarrier_arrive(&shared.dealt_known);
   __syncwarp();
-}
-
-// What a launch has to say for it; nothing where it is not worth it: the rest is cut, or pieces are too few or too
-// many.
-inline void plan_by_length(Launch& p, std::int64_t pieces, std::int64_t ctas) {
-  const bool fit = p.counts && pieces == p.num_groups && ctas > 1 &&
-                   p.rounds.cutters == p.rounds.rest && p.rounds.whole > kOwnRounds &&
-                   pieces - kOwnRounds * ctas <= kMostDealt &&
-                   pieces <= (kOwnRounds + kMostDealtRounds - 1) * ctas;
-  if (!fit || p.entry_stride <= 0 || p.entry_stride >= std::int64_t{1} << 26) return;
-  p.by_length = true;
-  const std::int64_t most_tiles = (p.entry_stride + kTileKeys - 1) / kTileKeys;
-  p.class_factor = static_cast<int>(((kLengthClasses - 1) << 16) / most_tiles);
-  p.cta_reciprocal = static_cast<std::uint32_t>(((std::int64_t{1} << 32) + ctas - 1) / ctas);
 }
 
 }  // namespace indexcache::device

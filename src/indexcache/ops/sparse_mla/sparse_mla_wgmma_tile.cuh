@@ -10,7 +10,7 @@
 #include "indexcache/kernels/mbarrier.cuh"
 #include "indexcache/kernels/union_entry.h"
 #include "indexcache/kernels/wgmma_bf16.cuh"
-#include "indexcache/ops/sparse_mla/sparse_mla_rounds.h"
+#include "indexcache/ops/sparse_mla/sparse_mla_lengths.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_params.h"
 
 namespace indexcache::device {
@@ -49,10 +49,8 @@ __device__ constexpr TilePart part_in_order(int i) {
 // A launch's arguments, and how its pieces of work go round.
 struct Launch : SparseMlaWgmmaParams {
   Rounds rounds;
-  bool by_length = false;  // whether pieces are dealt out so (sparse_mla_wgmma_lengths.cuh)
-  int class_factor = 0;    // 2^16 times classes of length a tile
-  std::uint32_t cta_reciprocal = 0;  // 2^32 / CTAs, rounded up
-  std::uint64_t mark = 0;            // what tells a CTA that another has left its sums
+  LengthDealing by_length = {};
+  std::uint64_t mark = 0;  // what tells a CTA that another has left its sums
 };
 
 // A piece of work: 64 rows of a group.
@@ -60,8 +58,8 @@ struct Piece {
   int group, row_tile;
 };
 
-// Pieces dealt out by length: those behind the first rounds.
-constexpr int kOwnRounds = 2, kMostDealt = 4096, kMostDealtRounds = 48, kNoGroup = -1;
+// Pieces dealt out by length.
+constexpr int kNoGroup = -1;
 struct Dealt {
   int group[kMostDealtRounds];  // this CTA's, kNoGroup behind the last
   int place, warp_sums[4];      // while they are found
@@ -212,7 +210,7 @@ __device__ inline void find_course(const Launch& p, Course& course) {
   course.first = piece(cta);
   if constexpr (kSplit == EntrySplit::kWhole) {
     course.step = piece(ctas);
-    course.rest = p.by_length ? CtaRest{.works = INT_MAX} : rest_of(p.rounds, cta);
+    course.rest = p.by_length.used ? CtaRest{.works = INT_MAX} : rest_of(p.rounds, cta);
     for (int i = 0; i < 2; ++i)
       course.cut[i] = piece(p.rounds.whole * ctas + course.rest.parts[i].piece);
   }
@@ -261,7 +259,7 @@ struct Walk {
     if (kSplit == EntrySplit::kWhole) {
       part = turn == course.rest.parts[0].turn ? 0 : turn == course.rest.parts[1].turn ? 1 : -1;
     }
-    if (kKind == EntryKind::kUnion && kSplit == EntrySplit::kWhole && p.by_length &&
+    if (kKind == EntryKind::kUnion && kSplit == EntrySplit::kWhole && p.by_length.used &&
         turn >= kOwnRounds) {
       mbarrier_wait(&shared.dealt_known, 0);
       whole.group = course.dealt.group[turn - kOwnRounds];
