@@ -2,6 +2,7 @@
 // from memory).
 #pragma once
 
+#include "indexcache/kernels/predicated.cuh"
 #include "indexcache/kernels/ranked_select.cuh"
 
 namespace indexcache::device {
@@ -23,27 +24,75 @@ struct HeldKeys {
       keys[i] = at < size ? list[at] : kEveryKey;
     }
   }
+  // visit(key, present), for some at a time: without a branch, one key's work runs under another's.
   template <class Visit>
   __device__ __forceinline__ void for_each(const Visit& visit) const {
+    constexpr int kBatch = 4;
+    static_assert(each % kBatch == 0);
 #pragma unroll
-    for (int i = 0; i < each; ++i) {
-      if (i >= used) break;
-      if (keys[i] != kEveryKey) visit(keys[i]);
+    for (int base = 0; base < each; base += kBatch) {
+      if (base >= used) break;
+#pragma unroll
+      for (int i = base; i < base + kBatch; ++i) visit(keys[i], keys[i] != kEveryKey);
     }
   }
 };
 
 // A team's scratch in shared memory for keys that it holds.
-struct alignas(16) HeldScratch {
-  static constexpr int kBins = 2048, kMostWarps = 16;
+struct alignas(128) HeldScratch {
+  static constexpr int kBins = 2048, kMostWarps = 16, kFew = 64;
   unsigned bins[kBins];
   unsigned low[kMostWarps], high[kMostWarps], sums[kMostWarps];
   unsigned bin, above, inside;
+  unsigned taken;  // places of few
+  RankedKey few[kFew], threshold;
+  AsideWords aside;
 };
 
+// The wanted-th greatest of the held keys that are `inside`, which are scratch.inside, kFew at most: each is compared with all.
+template <class Team, int each, class Inside>
+__device__ __forceinline__ RankedKey threshold_of_few(const Team& team,
+                                                      const HeldKeys<Team, each>& held,
+                                                      HeldScratch& scratch, unsigned wanted,
+                                                      const Inside& inside) {
+  constexpr int kBatch = 4;
+  const std::uint32_t taken = shared_address(&scratch.taken), few = shared_address(scratch.few),
+                      aside = scratch.aside.own();
+#pragma unroll
+  for (int base = 0; base < each; base += kBatch) {
+    if (base >= held.used) break;
+    bool takes[kBatch], any = false;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      takes[i] = inside(held.keys[base + i]);
+      any |= takes[i];
+    }
+    if (!__any_sync(kAllLanes, any)) continue;
+    std::uint32_t place[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) place[i] = fetch_add(takes[i] ? taken : aside, 1);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      store_where(takes[i], few + 8 * place[i], held.keys[base + i]);
+    }
+  }
+  team.sync();
+  const auto count = static_cast<int>(scratch.inside);
+  if (team.rank < count) {
+    const RankedKey own = scratch.few[team.rank];
+    unsigned above = 0;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) above += scratch.few[i] > own;
+    if (above == wanted - 1) scratch.threshold = own;
+  }
+  team.sync();
+  return scratch.threshold;
+}
+
 // The threshold that exactly `wanted` of the `size` keys that a team holds reach, or at most `slack` more; kEveryKey where
-// there are no more than `wanted`. Radix selection as in ranked_select.cuh, 11 bits a pass, first of ranks: two passes are
-// the rule, one where few are wanted. Where equal ranks straddle the threshold, of the lower halves of their keys.
+// there are no more than `wanted`. Radix selection as in ranked_select.cuh, 11 bits a pass, of ranks, until the bin that the
+// threshold is in holds few keys: one pass is the rule. Where equal ranks straddle the threshold, of the lower halves of
+// their keys.
 template <class Team, int each>
 __device__ __forceinline__ RankedKey held_threshold(const Team& team,
                                                     const HeldKeys<Team, each>& held, int size,
@@ -57,10 +106,10 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
   const unsigned lane = threadIdx.x % 32, warp = team.rank / 32;
   uint4* own_bins = reinterpret_cast<uint4*>(scratch.bins) + (Team::size - 1 - team.rank);
   std::uint32_t low = ~0u, high = 0;
-  held.for_each([&](RankedKey key) {
+  held.for_each([&](RankedKey key, bool present) {
     const auto rank = static_cast<std::uint32_t>(key >> 32);
-    low = min(low, rank);
-    high = max(high, rank);
+    low = min(low, present ? rank : ~0u);
+    high = max(high, rank);  // of none that is absent: that is 0
   });
   // Of every eight lanes one has a key that reaches the least of their best.
   if (wanted <= Team::size / 8) {
@@ -76,6 +125,7 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
     scratch.low[warp] = low;
     scratch.high[warp] = high;
   }
+  if (team.rank == 0) scratch.taken = 0;
   *own_bins = {0, 0, 0, 0};
   team.sync();
   low = __reduce_min_sync(kAllLanes, scratch.low[lane % kWarps]);
@@ -84,23 +134,36 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
   std::uint32_t prefix = 0, rank = 0;
   bool equal = false;  // the ranks of all that are left
   auto left = static_cast<unsigned>(wanted);
+  // Absent keys have rank 0. So do scores that are no numbers, with which every pass has to tell the two apart.
+  const bool all_numbers = low > 0;
+  bool first = all_numbers;
 #pragma unroll 1
-  for (;;) {
+  for (;; first = false) {
     if (bits == 0) {
       rank = low + prefix;
       equal = true;
+      first = false;
       low = prefix = 0;
       bits = 32;
     }
     const int width = min(bits, kDigits), shift = bits - width;
-    held.for_each([&](RankedKey key) {
-      const auto upper = static_cast<std::uint32_t>(key >> 32);
-      const std::uint32_t half = equal ? static_cast<std::uint32_t>(key) : upper;
-      const std::uint32_t digits = (half - low) >> shift;
-      if (half >= low && digits >> width == prefix && (!equal || upper == rank)) {
-        atomicAdd(&scratch.bins[digits & ((1u << width) - 1)], 1u);
-      }
-    });
+    const std::uint32_t bins = shared_address(scratch.bins), mask = (1u << width) - 1,
+                        aside = scratch.aside.own();
+    if (first) {
+      held.for_each([&](RankedKey key, bool) {
+        const auto upper = static_cast<std::uint32_t>(key >> 32);
+        add_to(upper >= low ? bins + 4 * ((upper - low) >> shift) : aside, 1);
+      });
+    } else {
+      held.for_each([&](RankedKey key, bool present) {
+        const auto upper = static_cast<std::uint32_t>(key >> 32);
+        const std::uint32_t half = equal ? static_cast<std::uint32_t>(key) : upper;
+        const std::uint32_t digits = (half - low) >> shift;
+        const bool inside =
+            present & (half >= low) & (digits >> width == prefix) & (!equal | (upper == rank));
+        add_to(inside ? bins + 4 * (digits & mask) : aside, 1);
+      });
+    }
     team.sync();
     const uint4 counts = *own_bins;
     *own_bins = {0, 0, 0, 0};
@@ -135,6 +198,13 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
     if (scratch.inside - left <= static_cast<unsigned>(slack)) {
       const std::uint32_t least = low + (prefix << bits);
       return equal ? RankedKey{rank} << 32 | least : RankedKey{least} << 32;
+    }
+    // What is below `low` is not taken for the highest bin's: a bin has 2^21 ranks at most, and from +inf's on 2^23 are
+    // no score's.
+    if (all_numbers && !equal && scratch.inside <= HeldScratch::kFew) {
+      return threshold_of_few(team, held, scratch, left, [&](RankedKey key) {
+        return (static_cast<std::uint32_t>(key >> 32) - low) >> bits == prefix;
+      });
     }
   }
 }

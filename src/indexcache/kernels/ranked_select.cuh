@@ -241,7 +241,8 @@ __device__ __forceinline__ void append_keys(const Team& team, const RankedKey* l
             [&](RankedKey key, int place) { to[place] = key; });
 }
 
-// The sum of `own` over the threads before this one; `all` gets that over all of them.
+// The sum of `own` over the threads before this one; `all` gets that over all of them. The scratch is in use until the team
+// meets again.
 template <class Team>
 __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, unsigned& all,
                                                SelectScratch& scratch) {
@@ -256,9 +257,7 @@ __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, u
   team.sync();
   const unsigned sum = lane < Team::size / 32 ? scratch.counts[lane] : 0;
   all = __reduce_add_sync(kAllLanes, sum);
-  const unsigned result = __reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own;
-  team.sync();
-  return result;
+  return __reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own;
 }
 
 }  // namespace indexcache::device

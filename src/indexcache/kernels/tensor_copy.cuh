@@ -62,6 +62,23 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& ma
       : "memory");
 }
 
+// How L2 keeps what is copied: what is read once is the first that it drops.
+__device__ __forceinline__ std::uint64_t l2_policy(bool read_once) {
+  std::uint64_t first, normal;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+  return read_once ? first : normal;
+}
+__device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& map, int column,
+                                         int row, int plane, std::uint64_t* barrier,
+                                         std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(plane), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
 // Arrives `arrivals` times and has the barrier's phase wait for so many bytes of copies.
 __device__ __forceinline__ void mbarrier_expect(std::uint64_t* barrier, int bytes, int arrivals) {
   asm volatile(

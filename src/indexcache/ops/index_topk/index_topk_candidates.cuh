@@ -124,22 +124,32 @@ struct GroupCandidates {
     const KeyWalk walk = staged_walk();
     const OwnQuery own = own_query(0);
     RankedKey* const list = lists() + own.query * kCandidateCapacity;
+    const std::uint32_t count =
+        lane < kQueries ? shared_address(&shared.state.count[own.query]) : shared.aside.own();
     for_staged_batches<kBatch>(end, [&](const Staged(&found)[kBatch]) {
+      RankedKey keys[kBatch];
       unsigned takers[kBatch];
-      int all = 0;
+      unsigned all = 0;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        takers[i] = __ballot_sync(kAllLanes, takes(own, 0, found[i], walk)) & mates;
+        const int index = walk.first + found[i].place;
+        const bool inside = found[i].present & (index >= own.start) & (index < own.end);
+        keys[i] = ranked_key(found[i].score, index);
+        takers[i] = __ballot_sync(kAllLanes, inside & (keys[i] >= own.threshold)) & mates;
         all += __popc(takers[i]);
       }
-      int slot = lane < kQueries && all > 0 ? atomicAdd(&shared.state.count[own.query], all) : 0;
+      if (p.scores != nullptr) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if (found[i].present) takes_part(own, walk.first + found[i].place, found[i].score);
+        }
+      }
+      unsigned slot = fetch_add(count, all);
       slot = __shfl_sync(kAllLanes, slot, lane % kQueries);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (takers[i] >> lane & 1) {
-          list[slot + __popc(takers[i] & ((1u << lane) - 1))] =
-              ranked_key(found[i].score, walk.first + found[i].place);
-        }
+        store_where((takers[i] >> lane & 1) != 0,
+                    list + slot + __popc(takers[i] & ((1u << lane) - 1)), keys[i]);
         slot += __popc(takers[i]);
       }
     });

@@ -42,10 +42,10 @@ __device__ __forceinline__ void fetch_walks(const IndexTopkCudaParams& p, const 
     if (L::Format::kHasScale) fetch_map(maps.scales);
   }
   if constexpr (L::kInPieces) {
-    barrier_sync(kFetchersBarrier, kFetchers);
-    barrier_arrive(kScanBarrier, kThreads);
     const Item item = item_at(p, plan, blockIdx.x);
     const KeyWalk keys = keys_of_group<L>(p, item);
+    barrier_sync(kFetchersBarrier, kFetchers);
+    barrier_arrive(kScanBarrier, kThreads);
     const int stream = static_cast<int>(threadIdx.x - kScorers) / 32;
     if (stream >= L::kStreams || keys.count == 0) return;
     RunFetcher<L> fetcher{p, maps, p.tokens_per_request > 0 ? item.group : 0, shared};

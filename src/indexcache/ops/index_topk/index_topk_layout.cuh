@@ -16,7 +16,8 @@ using namespace device;
 
 // Four warpgroups compute, a fifth fetches keys.
 constexpr int kWarpgroup = 128, kScoringGroups = 4;
-constexpr int kScorers = kScoringGroups * kWarpgroup, kWarps = kScorers / 32;
+constexpr int kScorers = kScoringGroups * kWarpgroup, kWarps = kScorers / 32, kLogScorers = 9;
+static_assert(kScorers == 1 << kLogScorers);
 constexpr int kFetchers = kWarpgroup, kFetchWarps = kFetchers / 32;
 constexpr int kThreads = kScorers + kFetchers;
 // A launch has 5 x 96 registers for five threads: 4 x 112 + 32.
@@ -202,7 +203,8 @@ struct GroupState {
   RankedKey threshold[8];
   int count[8];  // candidates in the list
   int start[8], end[8];
-  bool settled[8];  // the list holds all that it needs, or the result is written
+  int sample_rank[8];  // of pieces: of the threshold in the group's sample; 0: no threshold
+  bool settled[8];     // the list holds all that it needs, or the result is written
   bool written[8];
 };
 
@@ -240,6 +242,7 @@ struct GroupShared {
   bool again;                                  // a piece has to walk all keys of the group
   Item item;
   GroupState state;
+  AsideWords aside;
   // What the team of a query selects with, or all scorers of a piece.
   union {
     SelectScratch select[L::kGroupQueries];

@@ -96,26 +96,25 @@ struct PieceSelection {
     const SampleSlot* slots = sample_slots(p, plan, item.first_query + query);
     const long long since = clock64();
     bool missing;
+    const unsigned tag = shared.tag;
     do {
       missing = false;
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int at = first + i * kScorers + team.rank;
-        if (at < sample.count) held.keys[i] = read_slot(slots + at);
+        held.keys[i] = read_slot(slots + min(at, kMostShared - 1));
       }
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int at = first + i * kScorers + team.rank;
-        missing =
-            missing || (at < sample.count && static_cast<unsigned>(held.keys[i]) != shared.tag);
+        missing |= (at < sample.count) & (static_cast<unsigned>(held.keys[i]) != tag);
       }
     } while (missing && clock64() - since < kPatience);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int at = first + i * kScorers + team.rank;
-      if (at >= sample.count) continue;
       const auto index = static_cast<std::uint32_t>(sample.scattered_key(at));
-      held.keys[i] = held.keys[i] >> 32 << 32 | ~index;
+      held.keys[i] = at < sample.count ? held.keys[i] >> 32 << 32 | ~index : kEveryKey;
     }
     return !barrier_any(team.barrier, team.size, missing);
   }
@@ -126,15 +125,15 @@ struct PieceSelection {
     const KeyWalk all = sample_of_group<L>(keys, plan.pieces);
 #pragma unroll 1
     for (int query = 0; query < queries_of_piece<L>(item); ++query) {
-      int size = all.count;
+      int size = all.count, wanted = state.sample_rank[query];
       HeldSample held(size);
       if (!hold_sample(team, all, query, 0, held)) {
         const SamplePart own = sample_of_piece<L>(keys, item.piece, plan.pieces);
         size = own.walk.count - own.first;
         held = HeldSample(size);
         hold_sample(team, own.walk, query, own.first, held);
+        wanted = candidates.rank_in_sample(query, size, keys.count);
       }
-      const int wanted = candidates.rank_in_sample(query, size, keys.count);
       if (wanted == 0) continue;
       const RankedKey threshold =
           held_threshold(team, held, size, wanted, shared.held_select, wanted / 8);
@@ -199,6 +198,7 @@ struct PieceSelection {
     int first = static_cast<int>(sum_before(team, static_cast<unsigned>(own.size), all, select));
     int size = static_cast<int>(all);
     if (size > kCandidateCapacity) {
+      team.sync();
       size = join_lists(p, plan, shared, candidates.lists(), query);
       first = team.rank <= item.piece ? 0 : size;
     }
@@ -206,25 +206,26 @@ struct PieceSelection {
     if (team.rank <= kMostPieces) room.first[team.rank] = first;
     team.sync();
     gather(team, query);
-    if (shared.range.count > kShortRange) clear_sample(team, query);
     const int start = state.start[query], range = range_of(query), wanted = min(p.top_k, range);
     if (size < wanted) return false;
     const HeldList held(team, room.list, size);
     const RankedKey threshold = held_threshold(team, held, size, wanted, shared.held_select);
+    write_ordered(team, Order(room.words, range), range, p.top_k,
+                  p.out + (std::int64_t{item.first_query} + query) * p.top_k, select,
+                  [&](const auto& visit) {
+                    held.for_each([&](RankedKey key, bool present) {
+                      visit(key_index(key) - start, present & (key >= threshold));
+                    });
+                  });
     // The least key of the row may lie above the threshold that was found for it.
     if (barrier_any(team.barrier, team.size, own.bound > threshold)) {
       Extremes<RankedKey> row;
-      held.for_each([&](RankedKey key) {
-        if (key >= threshold) row.add({key, key});
+      held.for_each([&](RankedKey key, bool present) {
+        if (present & (key >= threshold)) row.add({key, key});
       });
       const RankedKey least = join(team, row, select).low;
       if (barrier_any(team.barrier, team.size, own.bound > least)) return false;
     }
-    write_ordered(
-        team, Order(room.words, range), range, p.top_k,
-        p.out + (std::int64_t{item.first_query} + query) * p.top_k, select, [&](const auto& visit) {
-          held.for_each([&](RankedKey key) { visit(key_index(key) - start, key >= threshold); });
-        });
     return true;
   }
   // So that no later call takes it for its own.
@@ -238,7 +239,8 @@ struct PieceSelection {
   __device__ __forceinline__ void gather(const BlockTeam& team, int query) const {
     static_assert(kMostPieces < kScorers);
     const MergeRoom room = merge_room();
-    const int log = 31 - __clz(kScorers / plan.pieces), lists = kScorers >> log;
+    const int log_lists = 32 - __clz(plan.pieces - 1), log = kLogScorers - log_lists,
+              lists = 1 << log_lists;
 #pragma unroll 1
     for (int piece = team.rank >> log; piece < plan.pieces; piece += lists) {
       const RankedKey* list = list_of(piece, item.piece, own_list(query));
@@ -249,6 +251,7 @@ struct PieceSelection {
         copy_8(to + i * 8, list + i);
       }
     }
+    if (shared.range.count > kShortRange) clear_sample(team, query);
     wait_for_copies();
     team.sync();
   }

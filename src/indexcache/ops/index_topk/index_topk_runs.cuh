@@ -67,6 +67,8 @@ struct RunFetcher {
     std::uint64_t* full = &shared.full[place.stage][stream];
     mbarrier_wait(&shared.empty[place.stage][stream], place.parity ^ 1);
     if (lane == 0) {
+      // A request's keys are no other's, and drop out of L2 before what the pieces share, and before code.
+      const std::uint64_t policy = l2_policy(p.tokens_per_request > 0);
       const int key = L::kPaged ? 0 : keys.first + run * kBlockRows;
       shared.run[place.stage][stream] = run * kBlockRows | (last ? kLastRun : 0u);
       mbarrier_expect(full, kRunBytes, 1);
@@ -74,11 +76,11 @@ struct RunFetcher {
       for (int half = 0; half < L::kHalves; ++half) {
         const int to = stream * L::kBlockBytes + half * (kBlockRows * 128);
         copy_box(shared_address(shared.keys[place.stage] + to), maps.rows, half * 128, key, page,
-                 full);
+                 full, policy);
       }
       if constexpr (L::Format::kHasScale) {
         copy_box(shared_address(shared.scales[place.stage] + stream * kBlockRows), maps.scales, key,
-                 0, page, full);
+                 0, page, full, policy);
       }
     }
     __syncwarp();

@@ -34,6 +34,7 @@ __device__ KeyWalk list_seeds(const IndexTopkCudaParams& p, const Item& item,
   unsigned own = 0, count = 0;
   for (int i = from; i < to; ++i) own += __popc(bits[i]);
   int place = static_cast<int>(sum_before(all, own, count, scratch));
+  all.sync();
   if (count == 0 || count > static_cast<unsigned>(most)) return {};
   for (int i = from; i < to; ++i) {
     for (std::uint32_t rest = bits[i]; rest != 0; rest &= rest - 1) {

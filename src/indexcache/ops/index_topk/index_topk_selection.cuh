@@ -50,7 +50,7 @@ struct GroupSelection {
                   p.out + std::int64_t{item.first_query + team.query} * p.top_k, scratch,
                   [&](const auto& visit) {
                     for_each_key(team, list, size, [&](RankedKey key, bool valid) {
-                      visit(key_index(key) - start, valid && key >= threshold);
+                      visit(key_index(key) - start, valid & (key >= threshold));
                     });
                   });
   }
@@ -98,10 +98,8 @@ struct GroupSelection {
   // A piece: its part of the sample, then its share of the keys; the last one of a group writes the rows.
   // Queries, weights and sample are asked for before anything else, as later they would wait for keys.
   __device__ __forceinline__ void run_piece(const Item& next) const {
-    if (threadIdx.x == 0) {
-      shared.calls = group_counters(p, next.group)->calls;
-      shared.tag = call_tag(shared.calls, next.group);
-    }
+    unsigned calls = 0;
+    if (threadIdx.x == 0) calls = group_counters(p, next.group)->calls;
     candidates.scores.stage_weights(next);
     candidates.scores.stage_queries(next);
     const KeyWalk keys = keys_of_group<L>(p, next);
@@ -114,6 +112,13 @@ struct GroupSelection {
     if (threadIdx.x == 0) {
       shared.range = keys;
       shared.walk = sample.walk;
+      shared.calls = calls;
+      shared.tag = call_tag(calls, next.group);
+    }
+    if (sampled && threadIdx.x < kQueries) {
+      const int i = threadIdx.x;
+      const int size = sample_of_group<L>(keys, plan.pieces).count;
+      state.sample_rank[i] = candidates.rank_in_sample(i, size, keys.count);
     }
     candidates.scores.wait_for_operands();
     barrier_sync(kScanBarrier, kThreads);
@@ -138,12 +143,14 @@ struct GroupSelection {
       }
       if (again) return finish();
       again = piece.comes_last() && !piece.write_rows();
-      if (again) take_every_key();
+      if (again) [[unlikely]]
+        take_every_key();
       if (threadIdx.x == 0) {
         shared.again = again;
         mbarrier_arrive(&shared.walk_given);
       }
-      if (!again) return;
+      if (!again) [[likely]]
+        return;
       ended = false;
     }
   }
