@@ -6,10 +6,9 @@
 // same bits in every process.
 //
 // A peer that dies, or keeps the others waiting for longer than the timeout, is a DeviceError in
-// every process that waits for it: for a death at once or within half a minute (tested over Gloo;
-// the NCCL test needs two GPUs and has not run). So is whatever else goes wrong between them. After
-// one the group is broken: all that is left is to end the process. A Communicator is used by one
-// thread at a time.
+// every process that waits for it: for a death at once or within half a minute. So is whatever else
+// goes wrong between them. After one the group is broken: all that is left is to end the process. A
+// Communicator is used by one thread at a time.
 #pragma once
 
 #include <ATen/core/Tensor.h>

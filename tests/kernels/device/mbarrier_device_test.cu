@@ -151,6 +151,21 @@ __global__ void passed_on(const int* in, int* out) {
   if (warp == 2) out[lane] = sum;
 }
 
+// Two warps leave each other something at two places by turns and meet at one numbered barrier each time, by the form for
+// where others have ended, as the third has.
+__global__ void met_by_turns(const int* in, int* out) {
+  __shared__ int value[2][2][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (warp == 2) return;
+  int sum = 0;
+  for (int n = 0; n < kRounds; ++n) {
+    value[n & 1][warp][lane] = in[lane] + n;
+    barrier_sync_apart(1, 64);
+    sum += value[n & 1][1 - warp][other_lane()];
+  }
+  if (warp == 0) out[lane] = sum;
+}
+
 // Two warps answer each other by two numbered barriers, the first waiting last.
 __global__ void answered(const int* in, int* out) {
   __shared__ Shared shared;
@@ -220,6 +235,7 @@ int main() {
   check("all warps but one meet", met_without_one, 17, 1, 3, 3);
   check("one lane gives back for its warp", given_back, 2, 1, 3, 3);
   check("passed on by a second warp", passed_on, 3, 1, 3, 3);
+  check("met by turns", met_by_turns, 3, 1, 3, 3);
   check("answered", answered, 2, 1, 3, 3);
   check("after a cluster's barrier", after_cluster, 4, 2, 1, 0);
   return device_result("mbarrier");
