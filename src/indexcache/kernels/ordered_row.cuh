@@ -84,7 +84,7 @@ __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<
     int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
     room.before()[team.rank] = place;
     taken += static_cast<int>(all);
-    constexpr unsigned kMany = 32;
+    constexpr unsigned kMany = 8 * kMostOrdered / Team::size;  // of what one has on average
     if (barrier_any(team.barrier, team.size, own > kMany)) {
       for_own([&](int number, bool there) {
         const auto bit = static_cast<unsigned>(number - base);

@@ -151,19 +151,27 @@ __global__ void passed_on(const int* in, int* out) {
   if (warp == 2) out[lane] = sum;
 }
 
-// Two warps leave each other something at two places by turns and meet at one numbered barrier each time, by the form for
-// where others have ended, as the third has.
+// Two warps leave each other something by turns at two places, and meet at one numbered barrier each time, to which
+// they come from two places of the code, by the form for where others have ended, as the third has.
 __global__ void met_by_turns(const int* in, int* out) {
   __shared__ int value[2][2][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (warp == 2) return;
   int sum = 0;
-  for (int n = 0; n < kRounds; ++n) {
-    value[n & 1][warp][lane] = in[lane] + n;
-    barrier_sync_apart(1, 64);
-    sum += value[n & 1][1 - warp][other_lane()];
+  if (warp == 0) {
+    for (int n = 0; n < kRounds; ++n) {
+      value[n & 1][0][lane] = n;
+      barrier_sync_apart(1, 64);
+      sum += value[n & 1][1][other_lane()];
+    }
+    out[lane] = sum;
+  } else if (warp == 1) {
+    for (int n = 0; n < kRounds; ++n) {
+      value[n & 1][1][lane] = in[lane] + n;
+      barrier_sync_apart(1, 64);
+      sum += value[n & 1][0][other_lane()];
+    }
+    if (sum != kRounds * (kRounds - 1) / 2) out[lane] = -1;
   }
-  if (warp == 0) out[lane] = sum;
 }
 
 // Two warps answer each other by two numbered barriers, the first waiting last.
