@@ -8,7 +8,8 @@ namespace indexcache::device {
 
 // Where a team puts distinct numbers of [0, range) in ascending order: the row, and a bit for each number, a
 // stretch of the range at a time, of which each thread has as many bits, a power of two of them: some whole words that
-// follow each other, an odd number of words from its neighbour's, so that lanes meet no bank twice; or a part of a word.
+// follow each other, with one left out behind them, so that lanes meet no bank twice where there are several; or a part of
+// a word.
 constexpr int kMostOrdered = 2048;
 template <class Team>
 constexpr int kMostWords = Team::size < 512 ? 32 : 16;
@@ -84,7 +85,7 @@ __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<
     int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
     room.before()[team.rank] = place;
     taken += static_cast<int>(all);
-    constexpr unsigned kMany = 8 * kMostOrdered / Team::size;  // of what one has on average
+    constexpr unsigned kMany = 8 * kMostOrdered / Team::size;  // 8 times the mean of a full row
     if (barrier_any(team.barrier, team.size, own > kMany)) {
       for_own([&](int number, bool there) {
         const auto bit = static_cast<unsigned>(number - base);
