@@ -168,12 +168,7 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
     const uint4 counts = *own_bins;
     *own_bins = {0, 0, 0, 0};
     const unsigned own = counts.x + counts.y + counts.z + counts.w;
-    unsigned above = own;
-#pragma unroll
-    for (unsigned step = 1; step < 32; step *= 2) {
-      const unsigned before = __shfl_up_sync(kAllLanes, above, step);
-      if (lane >= step) above += before;
-    }
+    unsigned above = sum_through(own);
     if (lane == 31) scratch.sums[warp] = above;
     team.sync();
     above += __reduce_add_sync(kAllLanes, lane < warp ? scratch.sums[lane] : 0u) - own;

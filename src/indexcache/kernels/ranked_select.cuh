@@ -6,6 +6,7 @@
 
 #include "indexcache/kernels/mbarrier.cuh"
 #include "indexcache/kernels/score_order.cuh"
+#include "indexcache/kernels/warp_sum.cuh"
 
 namespace indexcache::device {
 
@@ -32,12 +33,7 @@ struct SelectScratch {
 // A warp: the next places in a list, as many as each lane wants.
 __device__ __forceinline__ int take_places(int* next, int wanted) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  int through = wanted;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(kAllLanes, through, step);
-    if (lane >= step) through += before;
-  }
+  const int through = sum_through(wanted);
   int from = 0;
   if (lane == 31 && through > 0) from = atomicAdd(next, through);
   return __shfl_sync(kAllLanes, from, 31) + through - wanted;
@@ -99,12 +95,7 @@ __device__ __forceinline__ void find_bin(unsigned wanted, SelectScratch& scratch
   unsigned counts[8], own = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) own += counts[i] = scratch.counts[top - i];
-  unsigned through = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const unsigned before = __shfl_up_sync(kAllLanes, through, step);
-    if (lane >= step) through += before;
-  }
+  const unsigned through = sum_through(own);
   unsigned above = through - own;
   if (above >= wanted || through < wanted) return;
 #pragma unroll
@@ -247,12 +238,7 @@ template <class Team>
 __device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, unsigned& all,
                                                SelectScratch& scratch) {
   const unsigned lane = threadIdx.x % 32, warp = team.rank / 32;
-  unsigned through = own;
-#pragma unroll
-  for (unsigned step = 1; step < 32; step *= 2) {
-    const unsigned before = __shfl_up_sync(kAllLanes, through, step);
-    if (lane >= step) through += before;
-  }
+  const unsigned through = sum_through(own);
   if (lane == 31) scratch.counts[warp] = through;
   team.sync();
   const unsigned sum = lane < Team::size / 32 ? scratch.counts[lane] : 0;

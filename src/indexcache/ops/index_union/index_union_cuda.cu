@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "indexcache/kernels/cuda_launch.cuh"
+#include "indexcache/kernels/warp_sum.cuh"
 #include "indexcache/ops/index_union/index_union_params.h"
 
 namespace indexcache {
@@ -78,14 +79,10 @@ template <int kThreads>
 __device__ int sum_before(int value, int& total) {
   __shared__ int sums[kThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int inclusive = value;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int other = __shfl_up_sync(0xFFFFFFFF, inclusive, distance);
-    if (lane >= distance) inclusive += other;
-  }
-  if (lane == 31) sums[warp] = inclusive;
+  const auto through = static_cast<int>(device::sum_through(static_cast<unsigned>(value)));
+  if (lane == 31) sums[warp] = through;
   __syncthreads();
-  int before = inclusive - value;
+  int before = through - value;
   total = 0;
   for (int i = 0; i < kThreads / 32; ++i) {
     if (i < warp) before += sums[i];

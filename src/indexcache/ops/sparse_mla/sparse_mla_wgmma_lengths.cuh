@@ -7,6 +7,7 @@
 // first the longest goes to the CTA that has least.
 #pragma once
 
+#include "indexcache/kernels/warp_sum.cuh"
 #include "indexcache/ops/sparse_mla/sparse_mla_wgmma_tile.cuh"
 
 namespace indexcache::device {
@@ -50,12 +51,7 @@ __device__ inline void rank_pieces(Lengths& lengths, Dealt& dealt, int thread) {
   int sum = 0;
 #pragma unroll
   for (int i = 0; i < kLengthClasses; ++i) sum += counts[i];
-  int through = sum;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int other = __shfl_up_sync(0xFFFFFFFF, through, distance);
-    if (thread % 32 >= distance) through += other;
-  }
+  const auto through = static_cast<int>(sum_through(static_cast<unsigned>(sum)));
   if (thread % 32 == 31) dealt.warp_sums[thread / 32] = through;
   barrier_sync(kRight, kWarpgroup);
   int before = through - sum;
