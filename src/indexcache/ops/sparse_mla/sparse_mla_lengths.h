@@ -4,13 +4,8 @@
 
 #include <cstdint>
 
+#include "indexcache/kernels/on_both.h"
 #include "indexcache/ops/sparse_mla/sparse_mla_rounds.h"
-
-#ifdef __CUDACC__
-#define INDEXCACHE_ON_BOTH __host__ __device__ inline
-#else
-#define INDEXCACHE_ON_BOTH inline
-#endif
 
 namespace indexcache {
 
@@ -38,10 +33,8 @@ inline LengthDealing length_dealing(const Rounds& rounds, std::int64_t pieces, s
 }
 
 // The class of a piece of so many tiles. 0: the longest.
-INDEXCACHE_ON_BOTH int length_class(const LengthDealing& dealing, int tiles) {
+INDEXCACHE_ON_BOTH inline int length_class(const LengthDealing& dealing, int tiles) {
   return kLengthClasses - 1 - (tiles * dealing.class_factor >> 16);
 }
 
 }  // namespace indexcache
-
-#undef INDEXCACHE_ON_BOTH

@@ -13,11 +13,7 @@
 #include <climits>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define INDEXCACHE_ON_BOTH __host__ __device__ inline
-#else
-#define INDEXCACHE_ON_BOTH inline
-#endif
+#include "indexcache/kernels/on_both.h"
 
 namespace indexcache {
 
@@ -44,7 +40,7 @@ struct CtaRest {
   RestPart parts[2];  // in the order of their turns; those there are not come never
   int works = 0;      // of this CTA, whole pieces included
 };
-INDEXCACHE_ON_BOTH CtaRest rest_of(const Rounds& r, int cta) {
+INDEXCACHE_ON_BOTH inline CtaRest rest_of(const Rounds& r, int cta) {
   CtaRest own;
   own.works = r.whole;
   if (cta >= r.cutters) return own;
@@ -66,7 +62,7 @@ INDEXCACHE_ON_BOTH CtaRest rest_of(const Rounds& r, int cta) {
 // Before which of its pairs of tiles a piece is cut at `at` / cutters. First and last parts shorter than
 // kLeastPairs are none; where that would be true of others, the last part is all.
 constexpr int kLeastPairs = 2;
-INDEXCACHE_ON_BOTH int cut_of(const Rounds& r, int pairs, int at) {
+INDEXCACHE_ON_BOTH inline int cut_of(const Rounds& r, int pairs, int at) {
   if (at == r.cutters) return pairs;
   if (pairs * r.rest < kLeastPairs * r.cutters) return 0;
   const int before = pairs * at / r.cutters;
@@ -74,5 +70,3 @@ INDEXCACHE_ON_BOTH int cut_of(const Rounds& r, int pairs, int at) {
 }
 
 }  // namespace indexcache
-
-#undef INDEXCACHE_ON_BOTH
