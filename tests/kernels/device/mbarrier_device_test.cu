@@ -13,7 +13,7 @@ namespace {
 
 using namespace device;
 
-constexpr int kRounds = 3;
+constexpr int kRounds = 3, kManyRounds = 40;
 
 struct Shared {
   alignas(16) int value[32];
@@ -174,6 +174,22 @@ __global__ void met_by_turns(const int* in, int* out) {
   }
 }
 
+// Four warps meet at one numbered barrier again and again, each for what another has left it. Before that two of them
+// have met once at a barrier of their own, and the other two `times` times at theirs.
+template <int times>
+__global__ void met_apart_before(const int* in, int* out) {
+  __shared__ int value[2][4][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int n = 0; n < (warp < 2 ? 1 : times); ++n) barrier_sync(2 + warp / 2, 64);
+  int sum = 0;
+  for (int n = 0; n < kManyRounds; ++n) {
+    value[n & 1][warp][lane] = in[lane] + n;
+    barrier_sync(1, 128);
+    sum += value[n & 1][(warp + 2) % 4][other_lane()];
+  }
+  if (blockIdx.x == 0 && warp == 0) out[lane] = sum;
+}
+
 // Two warps answer each other by two numbered barriers, the first waiting last.
 __global__ void answered(const int* in, int* out) {
   __shared__ Shared shared;
@@ -244,6 +260,9 @@ int main() {
   check("one lane gives back for its warp", given_back, 2, 1, 3, 3);
   check("passed on by a second warp", passed_on, 3, 1, 3, 3);
   check("met by turns", met_by_turns, 3, 1, 3, 3);
+  constexpr int kManySum = kManyRounds * (kManyRounds - 1) / 2;
+  check("met apart before, as often", met_apart_before<1>, 4, 8, kManyRounds, kManySum);
+  check("met apart before, more often", met_apart_before<2>, 4, 8, kManyRounds, kManySum);
   check("answered", answered, 2, 1, 3, 3);
   check("after a cluster's barrier", after_cluster, 4, 2, 1, 0);
   return device_result("mbarrier");
