@@ -49,31 +49,37 @@ struct alignas(128) HeldScratch {
   AsideWords aside;
 };
 
-// The wanted-th greatest of the held keys that are `inside`, which are scratch.inside, kFew at most: each is compared with all.
-template <class Team, int each, class Inside>
+// The wanted-th greatest of the held keys whose ranks are in the bin from `least` on, `width` wide, which are scratch.inside,
+// kFew at most: each is compared with all. take(key, there) for all held keys and once more for the few: there, for the wanted
+// of these and for those of higher ranks.
+template <class Team, int each, class Take>
 __device__ __forceinline__ RankedKey threshold_of_few(const Team& team,
                                                       const HeldKeys<Team, each>& held,
                                                       HeldScratch& scratch, unsigned wanted,
-                                                      const Inside& inside) {
+                                                      std::uint32_t least, std::uint32_t width,
+                                                      const Take& take) {
   constexpr int kBatch = 4;
   const std::uint32_t taken = shared_address(&scratch.taken), few = shared_address(scratch.few),
                       aside = scratch.aside.own();
 #pragma unroll
   for (int base = 0; base < each; base += kBatch) {
     if (base >= held.used) break;
-    bool takes[kBatch], any = false;
+    bool inside[kBatch], any = false;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      takes[i] = inside(held.keys[base + i]);
-      any |= takes[i];
+      const RankedKey key = held.keys[base + i];
+      const auto rank = static_cast<std::uint32_t>(key >> 32);
+      inside[i] = rank - least < width;
+      any |= inside[i];
+      take(key, rank >= least + width);
     }
     if (!__any_sync(kAllLanes, any)) continue;
     std::uint32_t place[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) place[i] = fetch_add(takes[i] ? taken : aside, 1);
+    for (int i = 0; i < kBatch; ++i) place[i] = fetch_add(inside[i] ? taken : aside, 1);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      store_where(takes[i], few + 8 * place[i], held.keys[base + i]);
+      store_where(inside[i], few + 8 * place[i], held.keys[base + i]);
     }
   }
   team.sync();
@@ -84,22 +90,30 @@ __device__ __forceinline__ RankedKey threshold_of_few(const Team& team,
 #pragma unroll 4
     for (int i = 0; i < count; ++i) above += scratch.few[i] > own;
     if (above == wanted - 1) scratch.threshold = own;
+    take(own, above < wanted);
   }
   team.sync();
   return scratch.threshold;
 }
 
+// What a team's selection found; `taken`: the keys that reach the threshold have been taken, as the team knows.
+struct HeldSelection {
+  RankedKey threshold;
+  bool taken;
+};
+
 // The threshold that exactly `wanted` of the `size` keys that a team holds reach, or at most `slack` more; kEveryKey where
 // there are no more than `wanted`. Radix selection as in ranked_select.cuh, 11 bits a pass, of ranks, until the bin that the
 // threshold is in holds few keys: one pass is the rule. Where equal ranks straddle the threshold, of the lower halves of
-// their keys.
-template <class Team, int each>
-__device__ __forceinline__ RankedKey held_threshold(const Team& team,
-                                                    const HeldKeys<Team, each>& held, int size,
-                                                    int wanted, HeldScratch& scratch,
-                                                    int slack = 0) {
-  if (size <= wanted) return kEveryKey;
-  if (wanted == 0) return kNoKey;
+// their keys. Where the last step is among few keys, take(key, there) meets each key that reaches the threshold, once `there`,
+// and others that are not: a pass over the keys that the caller need not make.
+template <class Team, int each, class Take>
+__device__ __forceinline__ HeldSelection select_held(const Team& team,
+                                                     const HeldKeys<Team, each>& held, int size,
+                                                     int wanted, int slack, HeldScratch& scratch,
+                                                     const Take& take) {
+  if (size <= wanted) return {kEveryKey, false};
+  if (wanted == 0) return {kNoKey, false};
   constexpr int kDigits = 11, kWarps = Team::size / 32;
   static_assert(Team::size * 4 == HeldScratch::kBins && HeldScratch::kBins == 1 << kDigits);
   static_assert(kWarps == HeldScratch::kMostWarps);
@@ -190,16 +204,13 @@ __device__ __forceinline__ RankedKey held_threshold(const Team& team,
     left -= scratch.above;
     prefix = prefix << width | scratch.bin;
     bits = shift;
+    const std::uint32_t least = low + (prefix << bits);
     if (scratch.inside - left <= static_cast<unsigned>(slack)) {
-      const std::uint32_t least = low + (prefix << bits);
-      return equal ? RankedKey{rank} << 32 | least : RankedKey{least} << 32;
+      return {equal ? RankedKey{rank} << 32 | least : RankedKey{least} << 32, false};
     }
-    // What is below `low` is not taken for the highest bin's: a bin has 2^21 ranks at most, and from +inf's on 2^23 are
-    // no score's.
+    // A bin has 2^21 ranks at most, and from +inf's on 2^23 are no score's: least + 2^bits does not wrap.
     if (all_numbers && !equal && scratch.inside <= HeldScratch::kFew) {
-      return threshold_of_few(team, held, scratch, left, [&](RankedKey key) {
-        return (static_cast<std::uint32_t>(key >> 32) - low) >> bits == prefix;
-      });
+      return {threshold_of_few(team, held, scratch, left, least, 1u << bits, take), true};
     }
   }
 }

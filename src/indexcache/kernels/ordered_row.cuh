@@ -47,6 +47,13 @@ struct OrderRoom {
     const int first = team.rank << log;
     return words()[first >> kWord << 1] >> (first & 31) & ((1u << (1 << log)) - 1);
   }
+  // Marks a number, if it is `there` and of the stretch that begins at `base`.
+  __device__ __forceinline__ void mark(int number, bool there, int base = 0) const {
+    const auto bit = static_cast<unsigned>(number - base);
+    set_bits(
+        there & (bit < static_cast<unsigned>(stretch())) ? word_of(static_cast<int>(bit)) : aside(),
+        1u << bit % 32);
+  }
   __device__ __forceinline__ void clear(const Team& team) const {
 #pragma unroll 1
     for (int i = 0; i < stride(); ++i) words()[i * Team::size + team.rank] = 0;
@@ -54,12 +61,12 @@ struct OrderRoom {
 };
 
 // Writes distinct numbers of [0, range), at most kMostOrdered, ascending to out[0, top_k), and -1 after them.
-// for_own(visit) calls visit(number, there) for all of this thread's, those that are there. The room is
-// cleared, as the team knows. Each thread counts its bits and then puts their numbers in the row; where one has many,
-// which the others would wait for, each number finds its place by itself, by the bits before its own.
+// for_own(visit) calls visit(number, there) for all of this thread's, those that are there. The room is cleared, or has the
+// numbers of its first stretch `marked`, as the team knows. Each thread counts its bits and then puts their numbers in the
+// row; where one has many, which the others would wait for, each number finds its place by itself, by the bits before its own.
 template <class Team, class ForOwn>
 __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<Team>& room,
-                                              int range, int top_k, std::int32_t* out,
+                                              bool marked, int range, int top_k, std::int32_t* out,
                                               SelectScratch& scratch, const ForOwn& for_own) {
   int taken = 0;
 #pragma unroll 1
@@ -68,25 +75,25 @@ __device__ __forceinline__ void write_ordered(const Team& team, const OrderRoom<
       room.clear(team);
       team.sync();
     }
-    const auto stretch = static_cast<unsigned>(room.stretch());
-    for_own([&](int number, bool there) {
-      const auto bit = static_cast<unsigned>(number - base);
-      set_bits(there & (bit < stretch) ? room.word_of(static_cast<int>(bit)) : room.aside(),
-               1u << bit % 32);
-    });
-    team.sync();
-    unsigned own = 0, all = 0, filled = 0;  // which words have bits
+    if (base > 0 || !marked) {
+      for_own([&](int number, bool there) { room.mark(number, there, base); });
+      team.sync();
+    }
+    unsigned own = 0, filled = 0;  // which words have bits
 #pragma unroll 4
     for (int i = 0; i < 1 << room.log_words(); ++i) {
       const std::uint32_t bits = room.own_bits(team, i);
       own += __popc(bits);
       filled |= static_cast<unsigned>(bits != 0) << i;
     }
-    int place = taken + static_cast<int>(sum_before(team, own, all, scratch));
-    room.before()[team.rank] = place;
-    taken += static_cast<int>(all);
     constexpr unsigned kMany = 8 * kMostOrdered / Team::size;  // 8 times the mean of a full row
-    if (barrier_any(team.barrier, team.size, own > kMany)) {
+    const TeamSum sum = sum_before(team, own, own > kMany, scratch);
+    int place = taken + static_cast<int>(sum.before);
+    taken += static_cast<int>(sum.all);
+    if (sum.any) {
+      room.before()[team.rank] = place;
+      team.sync();
+      const auto stretch = static_cast<unsigned>(room.stretch());
       for_own([&](int number, bool there) {
         const auto bit = static_cast<unsigned>(number - base);
         if (!there || bit >= stretch) return;

@@ -232,18 +232,25 @@ __device__ __forceinline__ void append_keys(const Team& team, const RankedKey* l
             [&](RankedKey key, int place) { to[place] = key; });
 }
 
-// The sum of `own` over the threads before this one; `all` gets that over all of them. The scratch is in use until the team
-// meets again.
+// Sums over a team: of `own` over the threads before this one and over all; whether any has raised its flag. Less than 2^31.
+struct TeamSum {
+  unsigned before, all;
+  bool any;
+};
+// The scratch is in use until the team meets again.
 template <class Team>
-__device__ __forceinline__ unsigned sum_before(const Team& team, unsigned own, unsigned& all,
-                                               SelectScratch& scratch) {
+__device__ __forceinline__ TeamSum sum_before(const Team& team, unsigned own, bool flag,
+                                              SelectScratch& scratch) {
+  constexpr unsigned kFlag = 1u << 31;
   const unsigned lane = threadIdx.x % 32, warp = team.rank / 32;
   const unsigned through = sum_through(own);
-  if (lane == 31) scratch.counts[warp] = through;
+  const unsigned flagged = __any_sync(kAllLanes, flag) ? kFlag : 0;
+  if (lane == 31) scratch.counts[warp] = through | flagged;
   team.sync();
-  const unsigned sum = lane < Team::size / 32 ? scratch.counts[lane] : 0;
-  all = __reduce_add_sync(kAllLanes, sum);
-  return __reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own;
+  const unsigned counted = lane < Team::size / 32 ? scratch.counts[lane] : 0,
+                 sum = counted & ~kFlag;
+  return {__reduce_add_sync(kAllLanes, lane < warp ? sum : 0) + through - own,
+          __reduce_add_sync(kAllLanes, sum), __any_sync(kAllLanes, counted != sum) != 0};
 }
 
 }  // namespace indexcache::device

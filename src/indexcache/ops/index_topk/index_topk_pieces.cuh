@@ -135,8 +135,9 @@ struct PieceSelection {
         wanted = candidates.rank_in_sample(query, size, keys.count);
       }
       if (wanted == 0) continue;
-      const RankedKey threshold =
-          held_threshold(team, held, size, wanted, shared.held_select, wanted / 8);
+      const RankedKey threshold = select_held(team, held, size, wanted, wanted / 8,
+                                              shared.held_select, [](RankedKey, bool) {})
+                                      .threshold;
       if (team.rank == 0) state.threshold[query] = threshold;
     }
     team.sync();
@@ -194,9 +195,8 @@ struct PieceSelection {
     const PieceList* lists = piece_lists(p, plan, item.first_query + query);
     const PieceList own = team.rank < plan.pieces ? lists[team.rank] : PieceList{};
     if (query > 0) clear_order(team, query);
-    unsigned all = 0;
-    int first = static_cast<int>(sum_before(team, static_cast<unsigned>(own.size), all, select));
-    int size = static_cast<int>(all);
+    const TeamSum sizes = sum_before(team, static_cast<unsigned>(own.size), false, select);
+    int first = static_cast<int>(sizes.before), size = static_cast<int>(sizes.all);
     if (size > kCandidateCapacity) {
       team.sync();
       size = join_lists(p, plan, shared, candidates.lists(), query);
@@ -209,8 +209,11 @@ struct PieceSelection {
     const int start = state.start[query], range = range_of(query), wanted = min(p.top_k, range);
     if (size < wanted) return false;
     const HeldList held(team, room.list, size);
-    const RankedKey threshold = held_threshold(team, held, size, wanted, shared.held_select);
-    write_ordered(team, Order(room.words, range), range, p.top_k,
+    const Order order(room.words, range);
+    const auto [threshold, marked] =
+        select_held(team, held, size, wanted, 0, shared.held_select,
+                    [&](RankedKey key, bool there) { order.mark(key_index(key) - start, there); });
+    write_ordered(team, order, marked, range, p.top_k,
                   p.out + (std::int64_t{item.first_query} + query) * p.top_k, select,
                   [&](const auto& visit) {
                     held.for_each([&](RankedKey key, bool present) {

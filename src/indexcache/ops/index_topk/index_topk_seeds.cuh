@@ -31,9 +31,11 @@ __device__ KeyWalk list_seeds(const IndexTopkCudaParams& p, const Item& item,
   all.sync();
   const int chunk = (used + all.size - 1) / all.size | 1;  // odd: lanes meet no bank twice
   const int from = min(all.rank * chunk, used), to = min(from + chunk, used);
-  unsigned own = 0, count = 0;
+  unsigned own = 0;
   for (int i = from; i < to; ++i) own += __popc(bits[i]);
-  int place = static_cast<int>(sum_before(all, own, count, scratch));
+  const TeamSum sum = sum_before(all, own, false, scratch);
+  int place = static_cast<int>(sum.before);
+  const unsigned count = sum.all;
   all.sync();
   if (count == 0 || count > static_cast<unsigned>(most)) return {};
   for (int i = from; i < to; ++i) {

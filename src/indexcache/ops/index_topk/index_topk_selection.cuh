@@ -46,7 +46,7 @@ struct GroupSelection {
     const OrderRoom<QueryTeam<L>> order(free.words, range);
     order.clear(team);
     team.sync();
-    write_ordered(team, order, range, p.top_k,
+    write_ordered(team, order, false, range, p.top_k,
                   p.out + std::int64_t{item.first_query + team.query} * p.top_k, scratch,
                   [&](const auto& visit) {
                     for_each_key(team, list, size, [&](RankedKey key, bool valid) {
