@@ -19,8 +19,8 @@
 #include "ops/device/trace_file.h"
 
 // Kernels that only compute the scores, timed on the same tensors where an object that defines them is
-// linked in: scores [M, stride] fp32, 32 or 64 heads. Decode: keys in pages of 64, table and lengths a
-// row a request; schedule is room for 1024 integers.
+// linked in: scores [M, stride] fp32, 32 or 64 heads. Decode: keys in pages of 64, a row of the table a
+// request, a length a query; schedule is room for 1024 integers.
 extern "C" {
 __attribute__((weak)) void index_scores_prefill_peer(const void* q, const void* keys,
                                                      const float* key_scale, const float* weights,
