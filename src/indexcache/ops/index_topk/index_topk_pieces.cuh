@@ -135,10 +135,9 @@ struct PieceSelection {
         wanted = candidates.rank_in_sample(query, size, keys.count);
       }
       if (wanted == 0) continue;
-      const RankedKey threshold = select_held(team, held, size, wanted, wanted / 8,
-                                              shared.held_select, [](RankedKey, bool) {})
-                                      .threshold;
-      if (team.rank == 0) state.threshold[query] = threshold;
+      const auto found = select_held(team, held, size, wanted, wanted / 8, shared.held_select,
+                                     [](RankedKey, bool) {});
+      if (team.rank == 0) state.threshold[query] = found.threshold;
     }
     team.sync();
   }
