@@ -239,6 +239,8 @@ std::vector<Make> decode_cases(bool small) {
     cases.push_back([=] { return decoding(gaussian(f, {6, heads, 65536, 2048}, 35), 2, 4); });
   }
   cases.push_back([=] { return decoding(gaussian(f, {1, 32, 200704, 2048}, 36), 1, 5); });
+  // A row in two stretches (ordered_row.cuh).
+  cases.push_back([=] { return decoding(gaussian(f, {2, 32, 300000, 2048}, 56), 1, 10); });
   // Short ranges of 132 pieces, of which those that have keys have 64, and list all of them.
   for (const int keys : {53 * 64, 56 * 64, 59 * 64, 63 * 64}) {
     cases.push_back([=] {
