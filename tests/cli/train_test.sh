@@ -44,9 +44,12 @@ train() { # train OUT [OPTION...]
   "$indexcache" train "$work/run.json" --data "$work/text.txt" --tokenizer "$tokenizer" --out "$out" --threads 1 "$@"
 }
 
+started=$(date +%s%N)
 train "$work/whole" > /dev/null 2> "$work/log" || fail "the run failed: $(tail -n 1 "$work/log")"
+took_ms=$((($(date +%s%N) - started) / 1000000))
 
-# A kill comes at a random moment after a new checkpoint, so that every round goes on; and now and then before it.
+# A kill comes at a random moment after a new checkpoint, so that every round goes on; and now and then before it. Delays are
+# shares of what the run takes: fixed ones outlast it on a fast machine.
 RANDOM=1
 out=$work/killed
 kills=0
@@ -59,10 +62,11 @@ for round in $(seq 12); do
   if [ $((round % 3)) -ne 0 ]; then
     while kill -0 $pid 2> /dev/null &&
       [ "$(stat -c %Y.%i "$out/checkpoint.safetensors" 2> /dev/null || true)" = "$before" ]; do
-      sleep 0.02
+      sleep 0.01
     done
   fi
-  sleep 0.$((RANDOM % 4))$((RANDOM % 10))
+  delay_ms=$((RANDOM % (took_ms / 8 + 1)))
+  sleep "$((delay_ms / 1000)).$(printf '%03d' $((delay_ms % 1000)))"
   kill -9 $pid 2> /dev/null && kills=$((kills + 1))
   wait $pid 2> /dev/null || true
   [ -e "$out/model" ] && break
