@@ -225,6 +225,7 @@ Communicator Communicator::join(const GroupPlace& place, at::Device device,
   // The first process must not leave, and take the meeting place with it, before the others have
   // found each other. With NCCL it is the first operation that connects.
   group->barrier(kFailure);
+  group->watch->all_have_come();
   return Communicator(std::move(group));
 }
 

@@ -108,6 +108,11 @@ PeerWatch::~PeerWatch() {
   }
 }
 
+void PeerWatch::all_have_come() const {
+  const std::lock_guard lock(state_->mutex);
+  if (state_->heard.empty()) state_->heard.resize(state_->peers.size(), Clock::now());
+}
+
 void PeerWatch::wait(c10d::Work& work, milliseconds timeout) const {
   const auto begin = Clock::now();
   std::chrono::microseconds pause(20);

@@ -24,6 +24,9 @@ class PeerWatch {
   PeerWatch(const PeerWatch&) = delete;
   PeerWatch& operator=(const PeerWatch&) = delete;
 
+  // All peers have come, as an operation among them has shown: from now on one of which nothing was heard yet is watched, too.
+  void all_have_come() const;
+
   // Returns when the work is done. Throws what it failed with, or what it says when `timeout` is
   // over, and DeviceError when a peer or the store is gone.
   void wait(c10d::Work& work, std::chrono::milliseconds timeout) const;
